@@ -147,6 +147,18 @@ def fault_text(fault: Mapping[str, Any]) -> str:
     return f"{name}={value_repr(fault['input'])} {_message(fault)}".removeprefix("=")
 
 
+def fault_texts(faults: Iterable[Mapping[str, Any]], values: Any) -> list[str]:
+    """Pydantic errors about ``values`` as texts: of a value of several types one, with what each requires."""
+    texts: dict[DocumentPath, str] = {}
+    for fault in faults:
+        path = fault["loc"] if fault["type"] == "missing" else _existing_part(values, fault["loc"])
+        if path in texts:
+            texts[path] += f" or {_message(fault).removeprefix('should be ')}"
+        else:
+            texts[path] = fault_text({**fault, "loc": path})
+    return list(texts.values())
+
+
 def _message(fault: Mapping[str, Any]) -> str:
     text = re.sub("^(Value error,|Input|Value|List|Tuple) | after validation", "", fault["msg"])
     return _MESSAGES.get(fault["type"], text[0].lower() + text[1:])

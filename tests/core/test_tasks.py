@@ -20,6 +20,7 @@ from phosphene import (
     methods,
     run,
 )
+from phosphene.finite_values import NotFiniteError
 from phosphene.models.detections import box_iou
 from phosphene.targets import Box, Class, Contrast, Region, Similar, input_gradient, parse_target, scores
 
@@ -442,7 +443,8 @@ def test_attacks_report_outputs_that_are_probabilities(name: str, activation: st
         warnings.simplefilter("ignore")
         result = run(name, model=model, images=images, **options)
     assert result.output_activation == activation
-    assert any(f"probabilities of a {activation}" in line for line in result.lines())
+    warned = any(f"probabilities of a {activation}" in line for line in result.lines())
+    assert warned == (result.zero_gradient is not None)  # attacks that follow no gradient are not affected
     assert torch.allclose(result.confidence_before, model(images).amax(1))
     plain = run(
         name, model=load_model(saturated(nn.Identity()), input_size=(3, 32, 32)), images=images, **options
@@ -450,10 +452,39 @@ def test_attacks_report_outputs_that_are_probabilities(name: str, activation: st
     assert not plain.output_activation and not any("probabilities of" in line for line in plain.lines())
     if name in GRADIENT_ATTACKS and activation == "sigmoid":
         assert plain.success.all() and not result.success.any()
-        with pytest.warns(UserWarning, match=r"output=lambda p: p\.logit\(1e-6\)"):
+        with pytest.warns(UserWarning, match="replace the sigmoid by nn.Identity"):
             run(name, model=model, images=images, **options)
-        logits = load_model(saturated(tail), input_size=(3, 32, 32), output=lambda p: p.logit(1e-6))
+        network = saturated(tail)
+        network[7] = nn.Identity()
+        logits = load_model(network, input_size=(3, 32, 32))
         assert run(name, model=logits, images=images, **options).success.all()
+
+
+class Threshold(nn.Module):
+    """Probabilities of two classes that are rounded to 0 and 1 next to the mean pixel 0.5."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = 1000 * (x.mean((1, 2, 3)) - 0.5)
+        return torch.stack([z, -z], 1).sigmoid()
+
+
+@pytest.mark.parametrize("name", ["pgd", "apgd", "fgsm"])
+def test_attacks_without_a_direction_warn(name: str) -> None:
+    images = torch.full((2, 3, 8, 8), 0.52)
+    images[1] = 0.45
+    options = {
+        k: v for k, v in {"eps": 0.06, "seed": 0}.items() if k in methods[name].spec.params.model_fields
+    }
+    clamped = load_model(Threshold(), input_size=(3, 8, 8), output=lambda p: p.logit(1e-6))
+    with pytest.warns(UserWarning, match="of 2 images was zero at every pixel"):
+        result = run(name, model=clamped, images=images, **options)
+    assert not result.success.all() and "had no direction" in result.lines()[0]
+    with pytest.warns(UserWarning, match="had no direction"):
+        run("robust_accuracy", model=clamped, dataset=TensorDataset(images), attacks=[name], eps=[0.06],
+            target="predicted", seed=0)  # fmt: skip
+    infinite = load_model(Threshold(), input_size=(3, 8, 8), output=torch.logit)
+    with pytest.raises(NotFiniteError, match=r"rounded to 0( or 1 have infinite logits)?: return the logits"):
+        run(name, model=infinite, images=images, **options)
 
 
 @pytest.mark.parametrize("name", ["robust_accuracy", "universal"])
@@ -470,14 +501,15 @@ def test_rates_of_a_network_with_a_sigmoid_come_with_a_warning(name: str) -> Non
 
 
 class Reshaped(nn.Module):
-    """Probabilities whose shape and precision change after the activation."""
+    """The same outputs, whose shape and precision change, and which are subtracted from 1 twice."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
 
     def forward(self, x: Tensor) -> Any:
-        return {"logits": self.network(x)[:, None].squeeze(1).double().view(len(x), -1).contiguous()}
+        p = self.network(x)[:, None].squeeze(1).double().view(len(x), -1).contiguous()
+        return {"logits": 1 - torch.cat([1 - p[:, :2], 1 - p[:, 2:]], 1).clamp(0, 1)}
 
 
 def test_probabilities_are_recognized_by_the_last_step() -> None:
@@ -509,9 +541,9 @@ def test_probabilities_are_recognized_by_the_last_step() -> None:
 def test_sigmoids_of_a_task_that_reads_the_sign_of_logits_are_refused(task: str) -> None:
     network = nn.Sequential(body(1 if task == "binary" else 3), nn.Sigmoid())
     options: dict[str, Any] = {"input_size": (3, 16, 16), "task": task}
-    with pytest.raises(ModelError, match=r"ends in a sigmoid.*output=lambda p: p\.logit\(1e-6\)"):
+    with pytest.raises(ModelError, match=r"ends in a sigmoid.*output=torch\.logit"):
         run("fgsm", model=load_model(network, **options), images=IMAGES, labels=[0, 0])
-    logits = load_model(network, output=lambda p: p.logit(1e-6), **options)
+    logits = load_model(network, output=torch.logit, **options)
     plain = load_model(network[0], **options)
     assert torch.allclose(logits.outputs(IMAGES), plain.outputs(IMAGES), atol=1e-5)
     assert torch.allclose(logits.probabilities(IMAGES), plain.probabilities(IMAGES), atol=1e-5)

@@ -65,9 +65,10 @@ def load_image_adapter(
     """
     file = Path(file).expanduser()
     if file.suffix != ".safetensors":
+        pickled = file.suffix in (".bin", ".ckpt", ".pt", ".pth")
+        reason = ": pickled weights execute code and are never loaded" if pickled else ""
         raise InputError(
-            f"{file} is not a safetensors file: pickled weights (.bin, .pt) execute code and are never "
-            "loaded; IP-Adapters are published as .safetensors too"
+            f"{file} is not a .safetensors file{reason}; IP-Adapters are published as .safetensors as well"
         )
     if not file.is_file():
         raise InputError(f"there is no file {file}")
@@ -105,7 +106,7 @@ def load_image_adapter(
     except (KeyError, ValueError, IndexError, RuntimeError) as error:
         raise InputError(
             f"{file} is not an IP-Adapter, whose tensors are image_proj.* and ip_adapter.N.to_k_ip.weight "
-            f"and to_v_ip.weight: {error}"
+            f"and to_v_ip.weight; it has {', '.join(sorted(tensors)[:3])} ..."
         ) from error
     is_global = isinstance(projection, ImageProjection)  # else it reads the last but one layer's tokens
     first = next(

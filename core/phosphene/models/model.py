@@ -321,9 +321,14 @@ class Model:
         if what == "logits" and values.isneginf().any() and values.amax() < torch.inf:
             return NotFiniteError(
                 f"{message}: some are -inf; where the network masks classes, pass finite numbers for them: "
-                "load_model(..., output=lambda logits: logits.clamp(min=-100))"
+                "load_model(..., output=lambda logits: logits.clamp(min=-100)); where they are logarithms of "
+                "probabilities, some of these are rounded to 0: return the logits instead"
             )
         hint = ""
+        if self.output is torch.logit:
+            hint = (
+                "; probabilities that are rounded to 0 or 1 have infinite logits: return the logits instead"
+            )
         if self.dtype in (torch.float16, torch.bfloat16):
             hint = f"; values may overflow in {self.dtype}: load_model(..., dtype=torch.float32)"
         return NotFiniteError(

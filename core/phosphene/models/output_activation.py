@@ -11,10 +11,11 @@ from ..precision import to_float64
 #: The function that a network ends in; "" for logits, and where it cannot be determined.
 OutputActivation = Literal["", "softmax", "sigmoid"]
 
-#: Steps of autograd that change the shape or the precision of a tensor, not its values.
-_RESHAPES = (
+#: Steps of autograd after which probabilities are probabilities: of shapes and precision, p and 1 - p.
+_STEPS = (
     *("Alias", "AsStrided", "Clone", "Permute", "ReshapeAlias", "Select", "Slice", "Split", "Squeeze", "T"),
     *("ToCopy", "Transpose", "Unbind", "UnsafeSplit", "UnsafeView", "Unsqueeze", "View"),
+    *("Cat", "Clamp", "ClampMax", "ClampMin", "Rsub", "Stack"),
 )
 
 
@@ -23,11 +24,11 @@ def output_activation(output: Tensor) -> OutputActivation:
     node = output.grad_fn
     while node is not None:
         step = node.name().partition("Backward")[0]
-        if step in ("Softmax", "Sigmoid"):
+        if step in ("Softmax", "Sigmoid", "Hardsigmoid"):
             return "softmax" if step == "Softmax" else "sigmoid"
-        if step not in _RESHAPES:
+        if step not in _STEPS:
             return ""
-        node = node.next_functions[0][0]
+        node = next((input_node for input_node, _ in node.next_functions if input_node is not None), None)
     return ""
 
 
@@ -52,15 +53,23 @@ def probabilities_instead_of_logits(name: str, task: str, activation: OutputActi
         )
     return (
         f"{name} ends in a sigmoid: it returns probabilities, and task {task!r} is for logits, which predict "
-        "a class where they are positive; load_model(..., output=lambda p: p.logit(1e-6)) computes the logits"
+        f"a class where they are positive. {_return_logits('sigmoid')}"
+    )
+
+
+def _return_logits(activation: OutputActivation) -> str:
+    """What to do instead."""
+    inverse = "log" if activation == "softmax" else "logit"
+    return (
+        f"Return the logits: replace the {activation} by nn.Identity or leave it out; where no probability "
+        f"is rounded to 0 or 1, load_model(..., output=torch.{inverse}) computes them"
     )
 
 
 def warning_for_attacks(activation: OutputActivation) -> str:
-    """What an attack on a model that returns probabilities reports."""
-    inverse = "p.log()" if activation == "softmax" else "p.logit(1e-6)"
+    """What an attack that follows a gradient reports about a model that returns probabilities."""
     return (
         f"the model returns the probabilities of a {activation}, whose gradient vanishes where they are near "
-        "0 or 1: an attack without success does not mean that the network is robust; "
-        f"load_model(..., output=lambda p: {inverse}) computes logits"
+        "0 or 1: an attack without success does not mean that the network is robust. "
+        f"{_return_logits(activation)}"
     )

@@ -22,7 +22,7 @@ EXCLUSIVE: tuple[Task | None, ...] = (None, "classification", "binary")
 #: What is said of a network without logits of exclusive classes, and what works on it instead.
 _NO_CLASSES = {
     "multilabel": "each of its logits is a class that can be present or not, so none is the predicted one: "
-    "name a class, as target='class:3' or labels=[3]",
+    "name a class, as target='class:0' (of an attack on images, labels=[0])",
     "regression": "its outputs are values, no logits of classes: attributions explain one, target=0",
     "segmentation": "it has logits at each position: name a region, as 'region:3' (where class 3 is "
     "predicted), 'region:3@120,80' (the pixel at x, y) or 'region:3@all'",

@@ -28,7 +28,7 @@ from ..models.arguments import non_finite_weight
 from ..models.batch_size import batch_size
 from ..models.detections import detection_table
 from ..models.optimized_copy import MIN_PASSES, allow_optimized
-from ..parameter_text import fault_text, value_text
+from ..parameter_text import fault_texts, value_text
 from ..results import Embedding, Provenance, Result
 from ..roles import ROLES, InputContext, model_for_inputs
 from ..spec.cost import Cost
@@ -198,7 +198,7 @@ class Method(Generic[P, R]):
         try:
             return dict(self.spec.params.model_validate(dict(params)))
         except ValidationError as error:
-            faults = (f"{self.spec.short_name}: {fault_text(fault)}" for fault in error.errors())
+            faults = (f"{self.spec.short_name}: {text}" for text in fault_texts(error.errors(), params))
             raise InputError("; ".join(faults)) from None
 
     def defend(self, model: Model, **params: Any) -> Model:

@@ -87,11 +87,28 @@ class AdversarialExamples(Result):
             fields[f"names_{when}"] = tuple(model.class_name(i) for i in fields[when].tolist())
         success = fields["after"].eq(labels) if targeted else fields["after"].ne(labels)
         fields |= {"images": images, "adversarial": adversarial, "labels": labels, "queries": queries}
-        activation = model.output_activation(logits[0], images)
-        if activation and not success.all():
-            warnings.warn(warning_for_attacks(activation), stacklevel=2)
-        fields |= {"zero_gradient": zero_gradient, "output_activation": activation}
-        return cls(success=success, targeted=targeted, **fields)
+        fields |= {"zero_gradient": zero_gradient, "targeted": targeted}
+        fields["output_activation"] = model.output_activation(logits[0], images)
+        result = cls(success=success, **fields)
+        if (warning := result.gradient_warning) and not success.all():
+            warnings.warn(warning, stacklevel=3)
+        return result
+
+    @property
+    def gradient_warning(self) -> str:
+        """Why an attack that follows a gradient may fail on a network that is not robust; "" if unknown."""
+        if self.zero_gradient is None:
+            return ""
+        if self.output_activation:
+            return warning_for_attacks(self.output_activation)
+        count = int((self.zero_gradient & ~self.success).sum())
+        if not count:
+            return ""
+        return (
+            f"the gradient of {count} of {len(self.images)} images was zero at every pixel, so that the "
+            "attack had no direction: a softmax, a sigmoid or a clamp behind the logits may be saturated. "
+            "This does not mean that the network is robust: square and hop_skip_jump need no gradient"
+        )
 
     def distance(self, norm: Literal["l1", "l2", "linf"]) -> Tensor:
         """The norm (N,) of each perturbation, pixels in [0, 1]."""
@@ -100,9 +117,8 @@ class AdversarialExamples(Result):
         return delta.norm(float(norm.removeprefix("l")), dim=1).to(self.images)
 
     def lines(self) -> list[str]:
-        """A line for each image, after one where the model's outputs are probabilities."""
-        warning = [warning_for_attacks(self.output_activation)] if self.output_activation else []
-        return [*warning, *super().lines()]
+        """A line for each image, after the ``gradient_warning``."""
+        return [*([self.gradient_warning] if self.gradient_warning else []), *super().lines()]
 
     def panels(self) -> list[list[Panel]]:
         groups = []

@@ -210,9 +210,9 @@ def part_importance(
     network, and no pixels are replaced by a baseline. M is the raw, signed map at the image's size, summed
     over the part's visible pixels. The score is Spearman's rank correlation over an image's parts, and how
     often the map's most important part is the one with the largest drop. Two baselines are scored beside the
-    method, as in ``pointing_game``: since large parts have large sums and often large drops, their rank
-    correlation is above 0. A drop is the effect of one part alone; of two parts that each suffice, both have
-    drops of about 0.
+    method, as in ``pointing_game``: large parts have large sums and often large drops, so that the rank
+    correlation of a map that does not depend on the network can be above 0. A drop is the effect of one
+    part alone; of two parts that each suffice, both have drops of about 0.
 
     Returns:
         ``drops`` (N, P) and ``sums`` (3, N, P) of each image's parts; ``rank_correlation`` and ``top_part``

@@ -155,7 +155,7 @@ def block_scales(layers: list[str], scale: float | Mapping[str, float]) -> dict[
     for block, value in scale.items():
         numbers = [n for n, name in enumerate(layers) if f".{block}." in f".{name}."]
         if not numbers:
-            raise UnknownName("block", block, blocks_of(layers), "this diffusion model")
+            raise UnknownName("block with attention", block, blocks_of(layers), "this diffusion model")
         scales |= dict.fromkeys(numbers, value)
     return scales
 
@@ -425,7 +425,7 @@ def ip_adapter(
     in each cross-attention layer, with the layer's own queries Q, and keys and values of the tokens c =
     projection(E(I)) of an image I, embedded by a CLIP. The adapter is the projection and W_k, W_v of each
     layer, trained while the diffusion model is fixed. With ``guidance`` g the noise is eps_0 + g (eps -
-    eps_0), where eps_0 has the empty text and a blank image, of embedding zero.
+    eps_0), where eps_0 has the empty text and zeros as the image's embedding.
 
     ``image_adapter`` is the safetensors file of an IP-Adapter or IP-Adapter Plus as published (its CLIP in
     the folder ``image_encoder`` beside it, or in ../models), or ``load_image_adapter(file,
@@ -434,8 +434,8 @@ def ip_adapter(
     {"up_blocks.0.attentions.1": 1}.
 
     The default adapter belongs to the bundled diffusion model, which has no text: its image attention is
-    beside self-attention, and what it reads are mean features of a small classifier, so that colors and
-    textures are taken from the image, no objects.
+    beside self-attention, and what it reads are mean features of a small classifier, so that only
+    colors are taken from the image.
 
     Images have the size that the model was trained for, if it is recorded, else that of ``images``. The
     noise of a prompt is the same for every image, and that of ``plain``, which is drawn without an image.
