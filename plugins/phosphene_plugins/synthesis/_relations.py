@@ -288,8 +288,8 @@ def latent_ascent(calls: Calls) -> Tensor:
 
 
 def class_visualization(calls: Calls) -> Tensor:
-    """The images of ``class_visualization`` from an even gray, in as many steps."""
-    shared = {name: calls.params[name] for name in ("steps", "seed")} | {"start_contrast": 0.0}
+    """The images of ``class_visualization`` with its defaults, in as many steps."""
+    shared = {name: calls.params[name] for name in ("steps", "seed")}
     images: Tensor = calls.other("synthesis.class_visualization", shared).images
     return images
 

@@ -90,7 +90,7 @@ def class_visualization(
     target: Target,
     start: Start = None,
     *,
-    params: ActivationMaximization = ActivationMaximization(start_contrast=0.2),
+    params: ActivationMaximization = ActivationMaximization(),
     frames: Frames = 0,
     seed: Seed = None,
 ) -> Synthesis:
@@ -100,8 +100,9 @@ def class_visualization(
 
     by steps I <- I + lr grad from I = m, the model's mean color, which normalization maps to zero (mid-grey
     for a model without a mean), plus ``start_noise`` and smooth grey noise of ``start_contrast``. S is the
-    logit of a class, or any other target. From an even grey the ascent may only remove what speaks against
-    a class, and end where all of its ReLUs are closed: the contrast opens them (a network of coordinates has
+    logit of a class, or any other target. In small networks the ascent from an even grey may only remove
+    what speaks against a class, and end where all of its ReLUs are closed, with an empty image:
+    ``start_contrast`` of 0.2 opens them, and leaves a trace of the noise (a network of coordinates has
     ``start_noise`` alone; 0.2 is enough).
 
     Regularizers, off at 0: the two penalties; a Gaussian blur of width ``blur_sigma`` after every

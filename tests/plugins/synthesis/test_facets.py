@@ -113,8 +113,7 @@ def test_saved_result_has_its_examples(tmp_path: Path) -> None:
 
 
 def test_defaults_are_those_of_class_visualization() -> None:
-    """But for the contrast of the start, which is not an even gray."""
     defaults = methods["synthesis.class_visualization"].spec.params.model_fields
-    params = ActivationMaximization().model_dump(exclude={"start_contrast"})
-    assert len(params) == 22
+    params = ActivationMaximization().model_dump()
+    assert len(params) == 23
     assert params == {name: defaults[name].default for name in params}
