@@ -148,9 +148,7 @@ def _signature(spec: MethodSpec) -> str:
     rows = [["name", "type", "bounds", "default", "description"], ["---"] * 5]
     for declared in spec.inputs:
         role = ROLES[declared.role]
-        own = declared.default
-        text = role.help if own is None else input_help(role.help, own)
-        meaning = f"{role.description}; command line: {text}"
+        meaning = f"{role.description}; command line: {input_help(role.help, declared.default)}"
         rows.append([_named(declared.name, spec), "input", "", "", _escaped(meaning)])
     for name, schema in spec.params_schema["properties"].items():
         cells = [kind_text(schema), bounds_text(schema), default_text(schema), schema.get("description", "")]

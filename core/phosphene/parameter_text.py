@@ -109,17 +109,14 @@ def read_document(kind: type[D], document: Any, where: Callable[[DocumentPath], 
     try:
         return kind.model_validate(document)
     except ValidationError as error:
-        messages: dict[DocumentPath, str] = {}
-        for fault in error.errors():
+
+        def text(fault: Mapping[str, Any], path: DocumentPath) -> str:
             loc = fault["loc"]
-            path = loc if fault["type"] == "missing" else _existing_part(document, loc)
-            if path in messages:  # a union: the value is of none of its types
-                messages[path] += f" or {_message(fault).removeprefix('should be ')}"
-            elif fault["type"] == "extra_forbidden":
-                messages[path] = f"{where(path)}: {UnknownName('key', loc[-1], _keys(kind, loc[:-1]))}"
-            else:
-                messages[path] = f"{where(path)}: {fault_text({**fault, 'loc': path})}"
-        raise InputError("\n".join(messages.values())) from None
+            if fault["type"] == "extra_forbidden":
+                return f"{where(path)}: {UnknownName('key', loc[-1], _keys(kind, loc[:-1]))}"
+            return f"{where(path)}: {fault_text(fault, path)}"
+
+        raise InputError("\n".join(fault_texts(error.errors(), document, text))) from None
 
 
 def _existing_part(document: Any, path: DocumentPath) -> DocumentPath:
@@ -139,23 +136,30 @@ def _keys(kind: Any, path: DocumentPath) -> Iterable[str]:
     return kind.model_fields  # type: ignore[no-any-return]
 
 
-def fault_text(fault: Mapping[str, Any]) -> str:
-    """A pydantic error as text: ``eps=5000 should be less than or equal to 1``."""
-    name = ".".join(map(str, fault["loc"]))
+def fault_text(fault: Mapping[str, Any], path: DocumentPath) -> str:
+    """A pydantic error about the value at a path as text: ``eps=5000 should be less than or equal to 1``."""
+    name = ".".join(map(str, path))
     if fault["type"] == "missing":
         return f"{name!r} is missing"
     return f"{name}={value_repr(fault['input'])} {_message(fault)}".removeprefix("=")
 
 
-def fault_texts(faults: Iterable[Mapping[str, Any]], values: Any) -> list[str]:
-    """Pydantic errors about ``values`` as texts: of a value of several types one, with what each requires."""
+def fault_texts(
+    faults: Iterable[Mapping[str, Any]],
+    values: Any,
+    text: Callable[[Mapping[str, Any], DocumentPath], str] = fault_text,
+) -> list[str]:
+    """Pydantic errors about ``values`` as texts: of a value of several types one, with what each requires.
+
+    ``text`` is called with the first error of each value, and its position in ``values``.
+    """
     texts: dict[DocumentPath, str] = {}
     for fault in faults:
         path = fault["loc"] if fault["type"] == "missing" else _existing_part(values, fault["loc"])
-        if path in texts:
+        if path in texts:  # a union: the value is of none of its types
             texts[path] += f" or {_message(fault).removeprefix('should be ')}"
         else:
-            texts[path] = fault_text({**fault, "loc": path})
+            texts[path] = text(fault, path)
     return list(texts.values())
 
 
@@ -199,7 +203,9 @@ def bounds_text(schema: Mapping[str, Any]) -> str:
 
 
 def input_help(text: str, default: Any) -> str:
-    """The help text of an input's role, with a method's own default instead of the role's."""
+    """The help text of an input's role, with a method's own default for it; None: the role's."""
+    if default is None:
+        return text
     return re.sub(r" \(default: [^()]*\)$", "", text) + f" (default: {default})"
 
 

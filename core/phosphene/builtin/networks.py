@@ -41,10 +41,7 @@ class ShapesVGG(nn.Module):
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.flatten = nn.Flatten()
         self.classifier = nn.Linear(channels, len(CLASSES))
-        for module in self.features:
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-                nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+        _initialize(self.features)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.classifier(self.flatten(self.pool(self.features(images))))
@@ -112,13 +109,18 @@ class ShapesCertified(nn.Module):
         )
         self.flatten = nn.Flatten()
         self.classifier = nn.Linear(64 * 4 * 4, len(CLASSES))
-        for module in self.features:
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-                nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+        _initialize(self.features)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.classifier(self.flatten(self.features(self.shrink(images))))
+
+
+def _initialize(features: nn.Sequential) -> None:
+    """Draw the weights of convolutions for layers of ReLUs (He et al.), without biases."""
+    for module in features:
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+            nn.init.zeros_(module.bias)  # type: ignore[arg-type]
 
 
 #: The convolutional networks.

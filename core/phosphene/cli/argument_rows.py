@@ -30,9 +30,7 @@ def document_rows(
     rows = []
     for i in inputs:
         metavar, text = roles[i["role"]]
-        if (default := i.get("default")) is not None:
-            text = input_help(text, default)
-        rows.append((i["name"], metavar, "", "", text))
+        rows.append((i["name"], metavar, "", "", input_help(text, i.get("default"))))
     for name, schema in properties.items():
         limits = bounds_text(schema), default_text(schema)
         rows.append((name, kind_text(schema), *limits, schema.get("description", "")))

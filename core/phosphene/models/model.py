@@ -40,6 +40,7 @@ from .digest import state_checksums, state_digest
 from .introspection import Head, Structure, linear_weights, record_structure, recording_structure
 from .layer_aliases import vgg_layer_aliases
 from .logits import Function, read_logits
+from .module_copy import copy_without_hooks
 from .optimized_copy import network_for_call
 from .output_activation import (
     OutputActivation,
@@ -363,8 +364,6 @@ class Model:
             return read
 
     def _read_output_activation(self, images: Tensor) -> _Activation:
-        from .module_copy import copy_without_hooks
-
         network = self.module
         if not isinstance(network, Function):  # taps and hooks must not see this pass
             tensors = (*network.parameters(), *network.buffers())

@@ -88,8 +88,7 @@ def read_inputs(
             continue
         model = None if owner is None or declared.own_size else inputs.get(owner.name)
         context = InputContext(model, inputs, load_result)
-        role, value = ROLES[declared.role], arguments.get(declared.name)
-        value = declared.default if value is None else value
+        role, value = ROLES[declared.role], declared.value(arguments.get(declared.name))
         if value is not None or declared.required or not role.optional_is_none:
             value = role.make(value, context)
         method.add_checked(inputs, declared, move_to_device(value, device), params)

@@ -103,7 +103,6 @@ class TokenNorms(Result):
         grid = bottom.subplots(len(groups), len(groups[0]), squeeze=False)
         for row, group in zip(grid, groups, strict=True):
             for axis, panel in zip(row, group, strict=True):
-                axis.set_axis_off()
                 # "blocks.0: 2 high": the chart shows the range.
                 charts.show_image(axis, panel.image, re.sub(r": .*, ", ": ", panel.title))
         return figure

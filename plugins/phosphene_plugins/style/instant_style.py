@@ -31,6 +31,7 @@ from .ip_adapter import (
     blocks_of,
     draw_prompted,
     embed_images,
+    images_without_prompt,
     sample_by_hand,
     tiny_adapter,
 )
@@ -131,11 +132,6 @@ def style_blocks_read_what_is_left_of_the_embedding() -> None:
     assert default_block(layers, "layout") == "down_blocks.2.attentions.1"
 
 
-def _plain(calls: Any) -> Tensor:
-    plain: Tensor = calls.result.plain
-    return plain
-
-
 @method(
     family="style",
     references=[
@@ -150,7 +146,12 @@ def _plain(calls: Any) -> Tensor:
     invariants=[PixelRange(field="drawn"), PixelRange(field="plain")],
     relations=[
         InvariantTo("batch_order"),
-        Agrees(_plain, where={"style_scale": 0.0, "layout_scale": 0.0}, fields=("drawn",), tolerance=1e-6),
+        Agrees(
+            images_without_prompt,
+            where={"style_scale": 0.0, "layout_scale": 0.0},
+            fields=("drawn",),
+            tolerance=1e-6,
+        ),
         Agrees(
             "style.ip_adapter",
             where={"content": "", "layout_scale": 0.0},

@@ -377,7 +377,7 @@ def decoupled_attention_by_hand() -> None:
         assert message in text, text
 
 
-def _plain(calls: Any) -> Tensor:
+def images_without_prompt(calls: Any) -> Tensor:
     plain: Tensor = calls.result.plain
     return plain
 
@@ -396,7 +396,7 @@ def _plain(calls: Any) -> Tensor:
     invariants=[PixelRange(field="drawn"), PixelRange(field="plain")],
     relations=[
         InvariantTo("batch_order"),
-        Agrees(_plain, where={"scale": 0.0}, fields=("drawn",), tolerance=1e-6),
+        Agrees(images_without_prompt, where={"scale": 0.0}, fields=("drawn",), tolerance=1e-6),
     ],
     cost=DRAWING_COST,
     oracle=decoupled_attention_by_hand,
@@ -430,8 +430,8 @@ def ip_adapter(
     ``image_adapter`` is the safetensors file of an IP-Adapter or IP-Adapter Plus as published (its CLIP in
     the folder ``image_encoder`` beside it, or in ../models), or ``load_image_adapter(file,
     image_encoder=folder)`` of ``phosphene.generative``. ``denoiser`` is then the folder of the Stable
-    Diffusion 1.x, 2.x or XL pipeline that it was trained for. ``scale`` by block is
-    {"up_blocks.0.attentions.1": 1}.
+    Diffusion 1.x, 2.x or XL pipeline that it was trained for. ``scale`` by block names blocks or the
+    beginnings of their names, {"up_blocks.0": 1}; the error for one that does not exist lists them.
 
     The default adapter belongs to the bundled diffusion model, which has no text: its image attention is
     beside self-attention, and what it reads are mean features of a small classifier, so that only

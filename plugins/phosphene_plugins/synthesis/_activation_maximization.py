@@ -449,7 +449,7 @@ def _starts_with_gradient(
     variants = [draw(seed if seed is None else seed + n) for n in range(params.variants)]
     starts = torch.cat(variants * (count // params.variants))
     for attempt in range(1, RESTARTS + 1 if params.start_noise else 1):
-        rows = (score_gradient(score, images(starts)) == 0).flatten(1).all(1).nonzero()[:, 0]
+        rows = without_gradient(score, images(starts))
         if not len(rows):
             break
         for n in range(params.variants):
@@ -483,14 +483,15 @@ def _pink_noise_images(shape: tuple[int, ...], seed: int | None, mean: Tensor, d
     return images.repeat(shape[0], 1, 1, 1)
 
 
-def score_gradient(score: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-    """The gradient (N, C, H, W) of the scores (N,) of images; ones where there is no graph."""
+def without_gradient(score: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    """Indices of the images (N, C, H, W) at which the scores (N,) have no gradient: closed ReLUs."""
     images = images.detach().requires_grad_()
     with torch.enable_grad():
         values = score(images).sum()  # equivalent mutants: only zeros of the gradient matter
         if not values.requires_grad:  # optimize_image raises the error for this
-            return torch.ones_like(images)
-        return torch.autograd.grad(values, images)[0]
+            return torch.arange(0)
+        gradient = torch.autograd.grad(values, images)[0]
+    return (gradient == 0).flatten(1).all(1).nonzero()[:, 0]
 
 
 def coarse_noise(images: Tensor, seed: int | None) -> Tensor:

@@ -26,8 +26,8 @@ from ._activation_maximization import (
     UpdateRule,
     coarse_noise,
     random_transform,
-    score_gradient,
     start_images,
+    without_gradient,
 )
 
 #: Side of a tile in pixels by default, where the model's input is not smaller.
@@ -93,8 +93,8 @@ def draw_directions(
         score = partial(direction_score, model=model, layer=layer, units=units, power=params.power)
         starts = start.repeat(len(rows), 1, 1, 1)
         for attempt in range(1, RESTARTS + 1):  # noise of more contrast where all ReLUs are closed
-            closed = (score_gradient(score, starts) == 0).flatten(1).all(1)
-            if not closed.any():
+            closed = without_gradient(score, starts)
+            if not len(closed):
                 break
             starts[closed] = coarse_noise(starts[closed], (seed or 0) + attempt)
         optimization = optimize_image(
