@@ -81,13 +81,13 @@ _STEMS = (
 BRITISH = re.compile(
     rf"\b[a-z]*(?:{_STEMS})is(?:e|ed|es|ing|er|ers|ation|ations|able)\b|\b[a-z]*colour|\bcentr(?:e|es|ed|ing)\b"
     r"|\bneighbour|\b(?:behavi|fav|hon)our|\bartefact|\banalys(?:e|ed|ing)\b|\b(?:un)?label(?:led|ling)\b"
-    r"|\bmodell(?:ed|ing)\b|\bcancell(?:ed|ing)\b|\bcatalogue",
+    r"|\bmodell(?:ed|ing)\b|\bcancell(?:ed|ing)\b|\bcatalogue|(?:\b|_)grey(?:\b|_)",
     re.IGNORECASE,
 )
 #: Titles, names in results, keys of random numbers, files, and patterns that match both spellings.
 QUOTED = (
-    *("Deep Inside Convolutional Networks: Visualising", "Visualising and Understanding", "centre point"),
-    *("own colours", 'key, "colour"', "|centre|"),
+    *("Deep Inside Convolutional Networks: Visualising", "Visualising and Understanding"),
+    *("own colours", 'key, "colour"', "|centre|", '"grey": 0.5'),
 )
 
 

@@ -35,6 +35,12 @@ class _ShortRepr(reprlib.Repr):
 _short = _ShortRepr()
 
 
+def type_name(value: object) -> str:
+    """A value's type in an error message, with its article: "a str", "an int"."""
+    name = type(value).__name__
+    return f"{'an' if name[0].lower() in 'aeio' else 'a'} {name}"
+
+
 def value_repr(value: object, most: int = 80) -> str:
     """A value in an error message: its ``repr`` in at most ``most`` characters.
 

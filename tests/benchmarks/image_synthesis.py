@@ -96,7 +96,7 @@ def plain_channel(module: nn.Module, start: Tensor, *, full_network: bool = Fals
     forward = module if full_network else cut
 
     def run(steps: int) -> float:
-        grey = torch.tensor(MEAN).view(1, 3, 1, 1)
+        gray = torch.tensor(MEAN).view(1, 3, 1, 1)
         images = start.clone().requires_grad_()
         adam = torch.optim.Adam([images], lr=0.05)
         generator = torch.Generator().manual_seed(0)
@@ -105,7 +105,7 @@ def plain_channel(module: nn.Module, start: Tensor, *, full_network: bool = Fals
             shift = torch.randint(-8, 9, (2,), generator=generator).tolist()
             forward(normalized(torch.roll(images, shift, (-2, -1))))
             score = activations.pop()[:, 7].mean()
-            (1e-3 * (images - grey).square().sum() - score).backward()
+            (1e-3 * (images - gray).square().sum() - score).backward()
             adam.step()
             with torch.no_grad():
                 images.clamp_(0, 1)

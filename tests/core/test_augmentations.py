@@ -114,8 +114,8 @@ def test_scale_enlarges_about_the_center() -> None:
 
 
 def test_brightness_stays_within_its_bounds() -> None:
-    grey = torch.full((1, 1, 2, 2), 0.5, dtype=torch.float64)
-    levels = [float(TRANSFORMS["brightness"](grey, seeded(seed)).mean()) for seed in range(50)]
+    gray = torch.full((1, 1, 2, 2), 0.5, dtype=torch.float64)
+    levels = [float(TRANSFORMS["brightness"](gray, seeded(seed)).mean()) for seed in range(50)]
     assert min(levels) >= 0.5 * 0.8 - 0.1 and max(levels) <= 0.5 * 1.2 + 0.1
     assert max(levels) - min(levels) > 0.1
 

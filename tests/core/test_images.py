@@ -95,14 +95,14 @@ def test_find_images_is_recursive_and_sorted(tmp_path: Path) -> None:
         im.find_images(tmp_path / "nowhere")
 
 
-def test_data_uri_and_grey_images() -> None:
+def test_data_uri_and_gray_images() -> None:
     image = rand(3, 4, 5)
     head, body = im.data_uri(image).split(",")
     opened = Image.open(io.BytesIO(base64.b64decode(body)))
     assert head == "data:image/png;base64" and opened.format == "PNG"
     assert np.array_equal(np.asarray(opened), np.asarray(im.to_pil(image)))
-    grey = np.asarray(im.to_pil(torch.full((1, 2, 2), 0.5)))
-    assert np.array_equal(grey, np.full((2, 2, 3), 128))
+    gray = np.asarray(im.to_pil(torch.full((1, 2, 2), 0.5)))
+    assert np.array_equal(gray, np.full((2, 2, 3), 128))
 
 
 # ------------------------------------------------------------------ scaling and colors

@@ -447,8 +447,8 @@ def test_digest_changes_with_the_weights():
 
 def test_normalization_happens_inside():
     model = Model(small(), mean=[0.1, 0.2, 0.3], std=[1, 2, 4])
-    grey = torch.full((1, 3, 1, 1), 0.5)
-    torch.testing.assert_close(model.normalize(grey)[0, :, 0, 0], torch.tensor([0.4, 0.15, 0.05]))
+    gray = torch.full((1, 3, 1, 1), 0.5)
+    torch.testing.assert_close(model.normalize(gray)[0, :, 0, 0], torch.tensor([0.4, 0.15, 0.05]))
 
 
 def test_copy_has_its_own_weights_and_layers() -> None:

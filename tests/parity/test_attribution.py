@@ -109,7 +109,7 @@ def test_gradient_x_input_equals_captum(kind: str, images: Tensor) -> None:
     torch.testing.assert_close(ours, theirs.detach(), rtol=1e-12, atol=1e-14)
 
 
-@pytest.mark.parametrize(("baseline", "value"), [("zero", 0.0), ("grey", 0.5)])
+@pytest.mark.parametrize(("baseline", "value"), [("zero", 0.0), ("gray", 0.5)])
 def test_integrated_gradients_equal_captum_and_are_complete(
     kind: str, images: Tensor, baseline: str, value: float
 ) -> None:

@@ -14,7 +14,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import InputError, type_name
 from ..images.decode import array_masks, decode_image, item_pixels, open_rgb, read_image, to_rgb
 from ..images.paths import MASK_SUFFIX
 from .datasets import Batch, Dataset, batch_indices, stack
@@ -98,7 +98,7 @@ class ItemDataset(Dataset):
         if isinstance(image, (str, Path)):
             return self.transform(image)[None]
         if (pixels := item_pixels(image, self.transform)) is None:
-            raise InputError(f"image {self.id(index)} of the data set is a {type(image).__name__}")
+            raise InputError(f"image {self.id(index)} of the data set is {type_name(image)}")
         if not (pixels.min() >= 0 and pixels.max() <= 1):
             extremes = f"[{float(pixels.min()):.4g}, {float(pixels.max()):.4g}]"
             raise InputError(

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as _TorchDataset
 
-from ..errors import InputError
+from ..errors import InputError, type_name
 from ..images.decode import array_images
 from ..images.paths import expand_path, local_path
 from .annotations import CocoDataset, VocDataset, is_voc
@@ -66,7 +66,7 @@ def open_dataset(value: object, transform: Transform, size: tuple[int, int]) -> 
         return TorchDataset(value, transform)
     raise InputError(
         "a data set is a folder, a manifest, a list of files, a tensor, a torch or Hugging Face data set, "
-        f"or builtin:scenes, not a {type(value).__name__}"
+        f"or builtin:scenes, not {type_name(value)}"
     )
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from ..errors import ModelError, UnknownName
+from ..errors import ModelError, UnknownName, type_name
 from ..restoration import Restoring
 from ..torch_state import cpu_by_default, function_mode
 from .saved_tensors import SaveTensors
@@ -109,7 +109,7 @@ class Tap(Restoring):
                 return None
             value = output[0] if isinstance(output, (tuple, list)) and output else output
             if not isinstance(value, Tensor):
-                raise ModelError(f"layer {name!r} returns a {type(value).__name__}, not a tensor")
+                raise ModelError(f"layer {name!r} returns {type_name(value)}, not a tensor")
             # Detaching here as well would disconnect the layers already read from what follows.
             if self.leaf and not (value.requires_grad and self._outputs.keys() - {name}):
                 value = value.detach().requires_grad_()

@@ -12,20 +12,20 @@ from .blur import gaussian_blur
 from .noise import noise_images
 
 #: Kinds of baseline image.
-Baseline = Literal["grey", "zero", "mean", "blur", "noise"]
+Baseline = Literal["gray", "zero", "mean", "blur", "noise"]
 
 
 def baseline_images(images: Tensor, kind: Baseline, *, sigma: float, seed: int | None = None) -> Tensor:
     """Replacement for hidden pixels, of the shape (N, C, H, W) of the images.
 
-    "grey" is 0.5, "zero" black, "mean" each image's mean color, "blur" the image blurred by ``sigma``
+    "gray" is 0.5, "zero" black, "mean" each image's mean color, "blur" the image blurred by ``sigma``
     pixels, and "noise" Gaussian noise around 0.5, the same for all images.
 
     Raises:
         UnknownName: another kind.
     """
     match kind:
-        case "grey":
+        case "gray":
             return torch.full_like(images, 0.5)
         case "zero":
             return torch.zeros_like(images)

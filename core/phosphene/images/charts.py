@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Color = tuple[float, float, float]
 
 
-GREY: Color = (0.62, 0.62, 0.62)
+GRAY: Color = (0.62, 0.62, 0.62)
 
 
 #: Number of classes with a color of their own; more cannot be distinguished by eye.
@@ -118,7 +118,7 @@ def _plain_line(text: str, properties: FontProperties, most: int) -> str:
 def label_colors(labels: Sequence[str] | None, count: int) -> tuple[list[Color], dict[str, Color]]:
     """Colors of ``count`` points by their labels, and the legend: label -> color.
 
-    The ten most frequent labels have a color each; all others are grey.
+    The ten most frequent labels have a color each; all others are gray.
     """
     from matplotlib import colormaps
 
@@ -127,8 +127,8 @@ def label_colors(labels: Sequence[str] | None, count: int) -> tuple[list[Color],
     frequent = [name for name, _ in Counter(sorted(labels)).most_common(_MAX_COLORS)]
     legend = {name: colormaps["tab10"](n)[:3] for n, name in enumerate(sorted(frequent))}
     if len(set(labels)) > _MAX_COLORS:
-        legend["others"] = GREY
-    return [legend.get(name, GREY) for name in labels], legend
+        legend["others"] = GRAY
+    return [legend.get(name, GRAY) for name in labels], legend
 
 
 def scatter(axes: Axes, points: Tensor, colors: Sequence[Color], legend: dict[str, Color]) -> None:

@@ -16,7 +16,7 @@ from .map_style import chosen_alpha, chosen_cmap
 def to_display(image: Tensor) -> Tensor:
     """Image (C, H, W) of any channel count as RGB (3, H, W), clamped to [0, 1] and detached.
 
-    One channel is shown as grey, two as red and green; of more than three the first three are used.
+    One channel is shown as gray, two as red and green; of more than three the first three are used.
 
     Raises:
         InputError: another shape, an empty image or NaN.

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import InputError, type_name
 from .paths import local_path
 
 T = TypeVar("T")
@@ -59,7 +59,7 @@ def decode_image(content: bytes) -> Image.Image:
 
 def _image_file(path: str | os.PathLike[str]) -> Path:
     if not isinstance(path, (str, os.PathLike)):
-        raise InputError(f"an image file is a path or a file:// URI, not a {type(path).__name__}")
+        raise InputError(f"an image file is a path or a file:// URI, not {type_name(path)}")
     if not (file := local_path(path)).is_file():
         raise InputError(f"there is no image file at {str(path)!r}")
     return file

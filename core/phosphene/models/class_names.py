@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from numbers import Integral
 
-from ..errors import InputError, UnknownName
+from ..errors import InputError, UnknownName, type_name
 
 #: Smallest share of names that are spelled as in WordNet; torchvision's are 99.8 percent.
 _MIN_MATCHES = 0.9
@@ -50,7 +50,7 @@ def class_index(name: str | int, classes: Sequence[str] | None, model: str) -> i
             raise UnknownName("class", name, classes or (), model)
         name = int(name)
     if isinstance(name, bool) or not isinstance(name, Integral):
-        raise InputError(f"a class is an index or a name, not a {type(name).__name__}")
+        raise InputError(f"a class is an index or a name, not {type_name(name)}")
     return int(name)
 
 

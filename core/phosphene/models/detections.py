@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from ..errors import ModelError
+from ..errors import ModelError, type_name
 
 
 class Detection(NamedTuple):
@@ -34,7 +34,7 @@ def read_detections(output: Any, size: tuple[int, int], name: str) -> list[Detec
         for item in output
     ):
         raise ModelError(
-            f"{name} returned a {type(output).__name__}, and a detector returns a list with a mapping of "
+            f"{name} returned {type_name(output)}, and a detector returns a list with a mapping of "
             f"'boxes' (x0, y0, x1, y1 in pixels of the {size[0]}x{size[1]} image), 'labels' and 'scores' for "
             "each image; convert it: load_model(..., output=lambda result: [...])"
         )

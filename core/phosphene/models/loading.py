@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..builtin.networks import CLASSIFIERS, MEAN, PARTS_RESNET, STD, load_network
 from ..builtin.scenes import CLASSES
 from ..builtin.words import WORDS, ClassWords
-from ..errors import InputError, ModelError, PhospheneError, UnknownName
+from ..errors import InputError, ModelError, PhospheneError, UnknownName, type_name
 from ..random_weights import has_random_weights
 from ..registry.extensions import extensions
 from .arguments import check_callable, check_device, check_dtype, move
@@ -157,8 +157,8 @@ def load_model(
     if not isinstance(pretrained, bool):
         raise InputError(f"pretrained must be True or False, not {pretrained!r}")
     if weights is not None and not isinstance(weights, (str, Path, Mapping)):
-        kind = type(weights).__name__
-        raise InputError(f"weights must be a file, a state dict or a name of the scheme's, not a {kind}")
+        kind = type_name(weights)
+        raise InputError(f"weights must be a file, a state dict or a name of the scheme's, not {kind}")
     arguments = {"mean": mean, "std": std, "input_size": input_size, "classes": classes, "output": output}
     arguments["task"] = check_task(task)
     settings: dict[str, Any] = {name: value for name, value in arguments.items() if value is not None}
@@ -180,8 +180,8 @@ def load_model(
             json.dumps(source)
             wrapped.source = source
     elif isinstance(model, (Model, type)) or not callable(model):
-        kind = type(model).__name__
-        raise InputError(f"load_model takes a URI, a torch module or a function, not a {kind}")
+        kind = type_name(model)
+        raise InputError(f"load_model takes a URI, a torch module or a function, not {kind}")
     elif weights_name or pretrained or options:
         raise InputError(
             "a module is used as it is: named or pretrained weights and factory options need a URI"
@@ -268,7 +268,7 @@ def read_weights(path: str | Path) -> Mapping[str, Tensor]:
             f"{_pickled_types(path) or _reading_failure(error)}"
         ) from error
     if not isinstance(state, Mapping):
-        raise InputError(f"{path} contains a {type(state).__name__}, not a state dict")
+        raise InputError(f"{path} contains {type_name(state)}, not a state dict")
     state = _state_dict(state, path)
     # DenseNet's published files have module names with dots ("norm.1"), which torch no longer allows.
     return {re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2.", k): v for k, v in state.items()}

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..errors import ModelError
+from ..errors import ModelError, type_name
 
 
 class Function(nn.Module):
@@ -51,7 +51,7 @@ def read_logits(output: Any, classes: int | None = None) -> Tensor:
         candidates = fitting if len(fitting) == 1 else candidates
     if len(candidates) == 1:
         return next(iter(candidates.values()))
-    kind = type(output).__name__
+    kind = type_name(output)
     items = output if isinstance(output, (list, tuple)) else []
     if any(isinstance(item, Mapping) and "boxes" in item for item in items):
         raise ModelError(
@@ -59,12 +59,12 @@ def read_logits(output: Any, classes: int | None = None) -> Tensor:
         )
     if not candidates:
         raise ModelError(
-            f"this model returns a {kind} without recognizable logits; "
+            f"this model returns {kind} without recognizable logits; "
             "pass a function that returns them: load_model(..., output=lambda result: ...)"
         )
     shapes = " and ".join(f"[{name}] {tuple(value.shape)}" for name, value in candidates.items())
     first = next(iter(candidates))
     raise ModelError(
-        f"this model returns a {kind} in which several tensors can be the logits, {shapes}; choose one: "
+        f"this model returns {kind} in which several tensors can be the logits, {shapes}; choose one: "
         f"load_model(..., output=lambda result: result[{first}])"
     )

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from ..errors import DivergenceError, InputError, ModelError, PhospheneError, UnknownName
+from ..errors import DivergenceError, InputError, ModelError, PhospheneError, UnknownName, type_name
 from ..finite_values import NotFiniteError, all_finite, check_finite
 from ..hooks.attention import RecordAttention
 from ..hooks.guard import REENTRANT_CHECKPOINT, guard
@@ -385,7 +385,7 @@ class Model:
         else:
             logits = self.output(output)
         if not isinstance(logits, Tensor):
-            raise ModelError(f"output returned a {type(logits).__name__} for {self.name}, not logits (N, K)")
+            raise ModelError(f"output returned {type_name(logits)} for {self.name}, not logits (N, K)")
         if logits.is_complex():
             raise ModelError(f"the logits of {self.name} are complex; pass output= to make them real")
         if logits.ndim != 1 or logits.is_floating_point():

@@ -20,7 +20,7 @@ from pydantic import ConfigDict, ValidationError, create_model
 from torch import Tensor
 
 from ..checkpoints import claim_checkpoint
-from ..errors import InputError, ModelError, PluginError, UnknownName, value_repr
+from ..errors import InputError, ModelError, PluginError, UnknownName, type_name, value_repr
 from ..finite_values import NonFiniteResultError, contains_non_finite, defer_checks
 from ..graceful_stop import stopped_early_at
 from ..hooks.guard import guard
@@ -490,9 +490,7 @@ class Method(Generic[P, R]):
         def run_function(inputs: Mapping[str, Any]) -> R:
             result = function(**inputs, **gather(params, self.groups))
             if not isinstance(result, self.result):
-                raise PluginError(
-                    f"{self.spec.name} returned a {type(result).__name__}, not {self.spec.returns}"
-                )
+                raise PluginError(f"{self.spec.name} returned {type_name(result)}, not {self.spec.returns}")
             return result
 
         size = batch_size(model) if model is not None else None

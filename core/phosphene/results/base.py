@@ -24,7 +24,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from ..errors import InputError, PhospheneError, UnknownName, value_repr
+from ..errors import InputError, PhospheneError, UnknownName, type_name, value_repr
 from ..files.documents import list_files
 from ..files.output_folders import atomic_folder
 from ..files.system import error_text
@@ -225,7 +225,7 @@ class Result:
         a row per image.
         """
         if not self.per_image:
-            raise InputError(f"a {type(self).__name__} has no row for each image")
+            raise InputError(f"{type_name(self)} has no row for each image")
         selected: dict[str, Any] = {"inputs": {}}
         for name in self.per_image:
             value = getattr(self, name)
@@ -389,7 +389,7 @@ class Result:
         rows = [name for name, axes in self.shapes.items() if axes.split()[0] == "N"]
         table = image_table(dict(self.fields()), list(dict.fromkeys([*self.per_image, *rows])))
         if not table:
-            raise InputError(f"a {type(self).__name__} has no table; to_numpy() returns its tensors")
+            raise InputError(f"{type_name(self)} has no table; to_numpy() returns its tensors")
         files = self.provenance.files if self.provenance else ()
         if len(files) == len(table["image"]):
             table = {"image": table["image"], "file": list(files), **table}

@@ -9,7 +9,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from torch import Tensor, nn
 
-from ..errors import InputError
+from ..errors import InputError, type_name
 
 
 def check_fields(cls: Any, fields: Mapping[str, Any]) -> None:
@@ -64,7 +64,7 @@ def _check_type(value: Any, hint: Any, name: str) -> None:
         valid = kind is Any or not isinstance(kind, type) or isinstance(value, kind)
     if not valid:
         text = getattr(hint, "__name__", str(hint)) if not arguments else str(hint).replace("typing.", "")
-        raise InputError(f"the field {name!r} is a {type(value).__name__}, not of type {text}")
+        raise InputError(f"the field {name!r} is {type_name(value)}, not of type {text}")
 
 
 def _check_union(value: Any, hints: Sequence[Any], name: str) -> None:

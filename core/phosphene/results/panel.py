@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
-from ..errors import InputError, value_repr
+from ..errors import InputError, type_name, value_repr
 from ..images.charts import plain_label, show_text_literally
 from ..images.map_style import map_style
 from ..torch_state import cpu_by_default
@@ -59,7 +59,7 @@ def panel(
         raise InputError("a panel needs one result or more")
     for number, result in enumerate(listed):
         if not isinstance(result, Result):
-            raise InputError(f"result {number} is a {type(result).__name__}, not a Result")
+            raise InputError(f"result {number} is {type_name(result)}, not a Result")
     if titles is None:
         titles = list(named) if named is not None else [_method_name(result) for result in listed]
     if len(titles) != len(listed):
@@ -114,7 +114,7 @@ def _images_and_outputs(result: Result, number: int) -> list[tuple[Panel, Panel]
         inputs, outputs = ([p for p in group if p.is_output is output] for output in (False, True))
         if not inputs or not outputs:
             raise InputError(
-                f"result {number}, a {type(result).__name__}, has no output beside each image: "
+                f"result {number}, {type_name(result)}, has no output beside each image: "
                 "panel() is for maps, adversarial examples and changed images"
             )
         pairs.append((inputs[0], outputs[0]))

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..builtin.networks import WEIGHTS
-from ..errors import InputError, ModelError, PhospheneError, UnknownName
+from ..errors import InputError, ModelError, PhospheneError, UnknownName, type_name
 from ..files.work_folders import sweep
 from ..parameter_text import read_document
 from .base import FindMethod, Result
@@ -56,7 +56,7 @@ def read_result(folder: str | os.PathLike[str], find_method: FindMethod) -> Resu
             fields, inputs = (_decode_part(document, part, tensors) for part in ("fields", "inputs"))
             provenance, name = _read_provenance(document), document["type"]
         if not isinstance(name, str):
-            raise InputError(f"{folder} is not a complete result: its type is a {type(name).__name__}")
+            raise InputError(f"{folder} is not a complete result: its type is {type_name(name)}")
         if name not in Result.types and provenance:  # the type of a plugin that is not loaded yet
             with contextlib.suppress(PhospheneError):
                 find_method(provenance.method)
@@ -134,7 +134,7 @@ def _read_document(folder: Path) -> dict[str, Any]:
 def _decode_part(document: dict[str, Any], part: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
     """The decoded fields or inputs of a document."""
     if not isinstance(document[part], dict):
-        raise InputError(f"its {part} are a {type(document[part]).__name__}, not a mapping")
+        raise InputError(f"its {part} are {type_name(document[part])}, not a mapping")
     try:
         return {name: decode(value, tensors) for name, value in document[part].items()}
     except KeyError as error:

@@ -46,7 +46,7 @@ class Synthesis(Result):
     layout: Tensor | None = None
 
     def on_background(self, background: float = 1.0) -> Tensor:
-        """Images (N, C, H, W) blended by their opacity with a grey level in [0, 1]; unchanged without one."""
+        """Images (N, C, H, W) blended by their opacity with a gray level in [0, 1]; unchanged without one."""
         if self.alpha is None:
             return self.images
         alpha = self.alpha[:, None].to(self.images)

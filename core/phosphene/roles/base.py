@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..data.datasets import Dataset
-from ..errors import InputError
+from ..errors import InputError, type_name
 from ..models import Model
 from ..models.digest import checksum
 from ..results import Result
@@ -133,7 +133,7 @@ class InputRole(ABC):
         """The value as a result saves it: a tensor, or what ``read`` reads again, as JSON."""
         if value is None or isinstance(value, Tensor):
             return value
-        return getattr(value, "uri", None) or f"a {type(value).__name__} {AS_OBJECT}"
+        return getattr(value, "uri", None) or f"{type_name(value)} {AS_OBJECT}"
 
     def is_identified(self, value: Any) -> bool:
         """Whether ``record`` differs from that of every other value."""
@@ -177,7 +177,7 @@ def model_for_inputs(model: Model, inputs: Mapping[str, Any]) -> Model:
 def check_type(value: Any, kind: type, hint: str) -> Any:
     """The value, or InputError where it is of another type; ``hint`` says how to create one."""
     if not isinstance(value, kind):
-        raise InputError(f"needs a {kind.__name__}, {hint}, not a {type(value).__name__}")
+        raise InputError(f"needs a {kind.__name__}, {hint}, not {type_name(value)}")
     return value
 
 

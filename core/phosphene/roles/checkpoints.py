@@ -11,7 +11,7 @@ from typing import Annotated, Any, TypeAlias
 import torch
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import InputError, type_name
 from ..models import Model as _Model
 from ..models import fill_weights, read_weights
 from ..models.digest import checksum
@@ -55,7 +55,7 @@ class CheckpointsRole(InputRole):
         single = isinstance(value, (str, os.PathLike, Mapping, Checkpoint, TrainedNetwork))
         items = [value] if single else value
         if not isinstance(items, Sequence) or not items:
-            raise InputError(f"checkpoints are weights files or state dicts, not a {type(value).__name__}")
+            raise InputError(f"checkpoints are weights files or state dicts, not {type_name(value)}")
         return tuple(checkpoint for item in items for checkpoint in _read_item(item))
 
     def check(self, value: Any, context: InputContext) -> tuple[Checkpoint, ...] | None:
@@ -134,7 +134,7 @@ def _read_item(item: Any) -> Iterator[Checkpoint]:
             yield Checkpoint(read_weights(file), str(file))
     else:
         raise InputError(
-            f"checkpoints are weights files, folders of trainings or state dicts, not a {type(item).__name__}"
+            f"checkpoints are weights files, folders of trainings or state dicts, not {type_name(item)}"
         )
 
 

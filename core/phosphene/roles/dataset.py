@@ -12,7 +12,7 @@ from torch import Tensor
 from ..data.datasets import Dataset as _Dataset
 from ..data.datasets import Parts, TensorDataset
 from ..data.open import open_dataset
-from ..errors import InputError
+from ..errors import InputError, type_name
 from ..images.decode import read_image
 from ..spec.spec import Role
 from .base import InputContext, InputRole, SampleRequest
@@ -45,7 +45,7 @@ class DatasetRole(InputRole):
             dataset = dataclasses.replace(dataset, images=check_images(dataset.images, context))
         if not isinstance(dataset, _Dataset):
             raise InputError(
-                f"a data set must be a phosphene Dataset or a tensor, not a {type(value).__name__}; "
+                f"a data set must be a phosphene Dataset or a tensor, not {type_name(value)}; "
                 "phosphene.data.open_dataset(value, model.transform, size) opens files and other data sets"
             )
         if len(dataset) == 0:

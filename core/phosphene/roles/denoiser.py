@@ -7,7 +7,7 @@ from typing import Annotated, Any, TypeAlias
 
 from ..builtin.denoiser import DENOISER as _BUNDLED
 from ..builtin.denoiser import load_denoiser
-from ..errors import InputError
+from ..errors import InputError, type_name
 from ..generative.denoisers import Denoiser as _Denoiser
 from ..generative.pipelines import load_pipeline
 from ..spec.spec import Role
@@ -30,7 +30,7 @@ class DenoiserRole(InputRole):
             return load_denoiser()
         if not isinstance(value, (str, Path)):
             raise InputError(
-                f"a diffusion model is a Denoiser or a pipeline's folder, not a {type(value).__name__}"
+                f"a diffusion model is a Denoiser or a pipeline's folder, not {type_name(value)}"
             )
         return load_pipeline(value)
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import InputError, type_name
 from ..finite_values import contains_non_finite
 from ..models.digest import checksum
 from ..precision import at_least_float32
@@ -90,7 +90,7 @@ def _saved_embedding(path: Path, context: InputContext) -> Embedding:
     result = context.result(path)
     if isinstance(result, Embedding):
         return result
-    raise InputError(f"{path} holds a {type(result).__name__}, not an Embedding, such as embed saves")
+    raise InputError(f"{path} holds {type_name(result)}, not an Embedding, such as embed saves")
 
 
 def _checked(embedding: Embedding, context: InputContext) -> Embedding:

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from ..data.datasets import Dataset
 from ..data.open import DATASET_SUFFIXES, open_dataset
-from ..errors import InputError, UnknownName, value_repr
+from ..errors import InputError, UnknownName, type_name, value_repr
 from ..images.decode import item_pixels, open_rgb, read_image, to_pixels
 from ..images.paths import expand_path, local_path
 from ..models import Model
@@ -75,12 +75,12 @@ def check_pixels(value: Any, channels: int | None = None) -> Tensor:
     """Float images (N, C, H, W) in [0, 1], or an InputError that says what is wrong and what to do."""
     if isinstance(value, (Dataset, TorchDataset, DataLoader)):
         raise InputError(
-            f"images must be a tensor (N, C, H, W), not a {type(value).__name__}, which is streamed: "
+            f"images must be a tensor (N, C, H, W), not {type_name(value)}, which is streamed: "
             "phosphene.run(name, images=dataset, out=folder)"
         )
     if not isinstance(value, Tensor):
         raise InputError(
-            f"images must be a tensor (N, C, H, W), not a {type(value).__name__}; "
+            f"images must be a tensor (N, C, H, W), not {type_name(value)}; "
             "phosphene.read_images(value, model) reads arrays, Pillow images and files"
         )
     check_dense(value, "images")
@@ -195,14 +195,14 @@ def read_items(
         elif (pixels := item_pixels(item, fit, channels)) is not None:
             yield check_pixels(pixels)
         elif is_dataset(item):
-            kind = type(item).__name__
-            raise InputError(f"a {kind} is a data set, which is streamed: run(..., images=..., out=folder)")
+            kind = type_name(item)
+            raise InputError(f"{kind} is a data set, which is streamed: run(..., images=..., out=folder)")
         else:
             # A value that prints in a word; a list would print all its pixels.
             short = item is None or isinstance(item, (bool, int, float))
             raise InputError(
                 "images are files, folders, glob patterns, Pillow images, NumPy arrays or tensors, "
-                f"not {repr(item) if short else f'a {type(item).__name__}'}"
+                f"not {repr(item) if short else type_name(item)}"
             )
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeAlias
 import torch
 from torch import Tensor
 
-from ..errors import InputError, ModelError, PhospheneError
+from ..errors import InputError, ModelError, PhospheneError, type_name
 from ..models import Model
 from ..models.batch_size import batch_size
 from ..models.tasks import EXCLUSIVE, no_classes
@@ -55,9 +55,7 @@ class LabelsRole(InputRole):
         items = value.tolist() if isinstance(value, Tensor) else value
         items = [items] if isinstance(items, (int, str)) else items
         if not isinstance(items, Sequence) or not items:
-            raise InputError(
-                f"labels must be classes of a model, one per image, not a {type(value).__name__}"
-            )
+            raise InputError(f"labels must be classes of a model, one per image, not {type_name(value)}")
         indices = [
             model.class_index(item.strip().removeprefix("class:") if isinstance(item, str) else item)
             for item in items

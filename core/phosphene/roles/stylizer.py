@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
-from ..errors import InputError
+from ..errors import InputError, type_name
 from ..results import TrainedNetwork
 from ..spec.spec import Role
 from .base import InputContext, InputRole, check_type
@@ -24,7 +24,7 @@ class StylizerRole(InputRole):
 
     def read(self, value: Any, context: InputContext) -> Any:
         if not isinstance(value, (str, Path)):
-            raise InputError(f"a stylizer is a training's result or its folder, not a {type(value).__name__}")
+            raise InputError(f"a stylizer is a training's result or its folder, not {type_name(value)}")
         return context.result(value)
 
     def check(self, value: Any, context: InputContext) -> TrainedNetwork:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import InputError
+from ..errors import InputError, type_name
 from ..models import Model
 from ..models.arguments import move
 from ..models.batch_size import max_batch
@@ -68,7 +68,7 @@ def prepare(
 def find_method(name: str | Method[..., Any]) -> Method[..., Any]:
     """The method of a name, or the ``Method`` itself. Raises InputError, UnknownName."""
     if not isinstance(name, (str, Method)):
-        raise InputError(f"a method is a name such as 'pgd' or a Method, not a {type(name).__name__}")
+        raise InputError(f"a method is a name such as 'pgd' or a Method, not {type_name(name)}")
     return methods[name] if isinstance(name, str) else name
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import InputError
+from ..errors import InputError, type_name
 from ..models import Model, load_saved_model, refuse_user_code
 from ..registry.lookup import methods
 from ..results import Provenance, Result, ResultSequence, ResultStream
@@ -138,7 +138,7 @@ def _saved_model(provenance: Provenance) -> Model:
             "replay(folder, model=...)"
         )
     if not isinstance(source, Mapping):
-        raise InputError(f"the saved source of the model is a {type(source).__name__}, not a mapping")
+        raise InputError(f"the saved source of the model is {type_name(source)}, not a mapping")
     model: Model = move_to_device(load_saved_model(source), provenance.device, dtype)
     return model
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from ..checkpoints import RESUME_HINT, CheckpointWarning
 from ..data.datasets import Batch, Dataset, TensorDataset
 from ..data.folds import Fold, ShardExecutor, State, shard_ranges
-from ..errors import InputError, ModelError
+from ..errors import InputError, ModelError, type_name
 from ..files.unfinished_folders import UnfinishedFolder
 from ..graceful_stop import StopRequest, allow_early_stop
 from ..models import Model
@@ -312,7 +312,7 @@ class _Batches:
             elif declared in self.from_dataset:
                 recorded[name] = FROM_DATASET[role]
             elif role == "images":
-                recorded[name] = self.dataset.uri or f"a {type(self.dataset).__name__} {AS_OBJECT}"
+                recorded[name] = self.dataset.uri or f"{type_name(self.dataset)} {AS_OBJECT}"
             elif ROLES[role].per_image:
                 recorded[name] = None if self.fixed.get(name) is None else f"{role} {AS_OBJECT}"
         return recorded

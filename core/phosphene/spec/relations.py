@@ -203,7 +203,7 @@ class LinearIn(Relation):
 class Complete(Relation):
     """The map sums to the change of the score from the baseline to the image: sum M = S(x) - S(b).
 
-    ``baseline``: name of the parameter that determines b (its value is a number, "zero", "grey", "mean" or
+    ``baseline``: name of the parameter that determines b (its value is a number, "zero", "gray", "mean" or
     "white"), or a number, the value of every pixel. The ``tolerance``, a fraction of the largest change, is
     larger than the error of midpoint, trapezoid and Gauss-Legendre sums at 16 steps and smaller than that of
     left and right sums at 64, on the network "curved", whose gradient along the line changes by more than
@@ -211,7 +211,7 @@ class Complete(Relation):
 
     Example::
 
-        relations=[Complete("baseline", where={"steps": 32, "baseline": "grey"})]
+        relations=[Complete("baseline", where={"steps": 32, "baseline": "gray"})]
     """
 
     default_networks = ("curved", "curved-gap")
@@ -231,7 +231,7 @@ class Complete(Relation):
         value = calls.params[self.baseline] if isinstance(self.baseline, str) else self.baseline
         start = baseline_of(images, value)
         assert start is not None, (
-            f"{self.baseline}={value!r} is no number, 'zero', 'grey', 'mean' or 'white': set it by where="
+            f"{self.baseline}={value!r} is no number, 'zero', 'gray', 'mean' or 'white': set it by where="
         )
         change = calls.scores(images) - calls.scores(start)
         for name, maps in _values(calls.result, self.fields).items():
@@ -559,7 +559,7 @@ def baseline_of(images: Tensor, value: Any) -> Tensor | None:
     """The baseline images of a parameter's value; None for a value without a common meaning."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return images * 0 + float(value)
-    names = {"black": 0.0, "zero": 0.0, "zeros": 0.0, "grey": 0.5, "gray": 0.5, "white": 1.0}
+    names = {"black": 0.0, "zero": 0.0, "zeros": 0.0, "gray": 0.5, "grey": 0.5, "white": 1.0}
     if isinstance(value, str) and value in names:
         return images * 0 + names[value]
     return images.mean((2, 3), keepdim=True).expand_as(images) if value == "mean" else None

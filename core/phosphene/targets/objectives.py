@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from ..errors import InputError, ModelError, UnknownName
+from ..errors import InputError, ModelError, UnknownName, type_name
 from ..finite_values import check_finite
 
 if TYPE_CHECKING:
@@ -217,7 +217,7 @@ class Custom(Objective):
 
     def score(self, values: Tensor, *tap: Any) -> Tensor:
         score = self.function(values, *tap)
-        shape = tuple(score.shape) if isinstance(score, Tensor) else f"a {type(score).__name__}"
+        shape = tuple(score.shape) if isinstance(score, Tensor) else f"{type_name(score)}"
         if shape != (len(values),):
             raise InputError(
                 f"a target must return one number per image, shape ({len(values)},), not {shape}"

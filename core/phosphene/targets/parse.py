@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, strided
 
-from ..errors import InputError, UnknownName
+from ..errors import InputError, UnknownName, type_name
 
 if TYPE_CHECKING:
     from ..models import Model
@@ -53,9 +53,9 @@ def parse_target(target: Any, model: Model) -> Objective:
             return Class(tuple(map(model.class_index, target)))
     if callable(target):
         return Custom(target)
-    what = type(target).__name__ if target != [] else "list without a class"
+    what = type_name(target) if target != [] else "a list without a class"
     raise InputError(
-        f"a target is a class, one class per image, a layer, channel or unit, or a callable, not a {what}"
+        f"a target is a class, one class per image, a layer, channel or unit, or a callable, not {what}"
     )
 
 

@@ -321,7 +321,7 @@ def _colors() -> nn.Module:
     weight = 1.25 * torch.eye(3) - 0.25
     spot = torch.tensor([[0.0, 0.1, 0.0], [0.1, 0.6, 0.1], [0.0, 0.1, 0.0]])
     with torch.no_grad():
-        # For pixels p normalized to (p - 0.5) / 0.25: weight @ p - 0.3, so that grey and black are below 0.
+        # For pixels p normalized to (p - 0.5) / 0.25: weight @ p - 0.3, so that gray and black are below 0.
         detect.weight.copy_(0.25 * weight[:, :, None, None])
         detect.bias.copy_(0.5 * weight.sum(1) - 0.3)  # type: ignore[union-attr]
         spread.weight.copy_(torch.eye(3)[:, :, None, None] * spot)

@@ -176,7 +176,7 @@ class TrainedModel(TrainedNetwork):
         return figure
 
     def _plot_losses(self, axes: Axes) -> None:
-        """The loss of each step in grey, and its moving average."""
+        """The loss of each step in gray, and its moving average."""
         losses = self.losses.cpu().double()
         window = max(1, len(losses) // 50)
         average = losses.unfold(0, window, 1).mean(1) if window > 1 else losses

@@ -43,7 +43,7 @@ def equals_gradient_times_input_without_biases() -> None:
         torch.testing.assert_close(maps.sum((1, 2)), model(images)[:, index].detach())
     model, weight, images = quadratic_network()
     baselines: tuple[tuple[Baseline, Tensor], ...] = (
-        ("grey", torch.full_like(images, 0.5)),
+        ("gray", torch.full_like(images, 0.5)),
         ("mean", images.mean((2, 3), keepdim=True).expand_as(images)),
         ("blur", baseline_images(images, "blur", sigma=6 / 8, seed=5)),
         ("noise", baseline_images(images, "noise", sigma=6 / 8, seed=5)),
@@ -75,7 +75,7 @@ def equals_gradient_times_input_without_biases() -> None:
     relations=[
         *(
             Complete("baseline", where={"steps": 16, "baseline": b}, tolerance=1e-5)
-            for b in ("zero", "grey", "mean")
+            for b in ("zero", "gray", "mean")
         ),
         Agrees("attribution.gradient_x_input", networks=("homogeneous",), where={"steps": 3}),
         LinearIn("target"),
@@ -99,7 +99,7 @@ def integrated_gradients(
     M_ij = sum_c (I - B)_cij integral_0^1 dS/dI_cij (B + a (I - B)) da
 
     The integral is approximated by Gauss-Legendre quadrature with ``steps`` points. ``baseline`` B is
-    "zero" (black), "grey" (0.5), "mean" (the image's mean color), "blur" (sigma: 1/8 of the shorter side) or
+    "zero" (black), "gray" (0.5), "mean" (the image's mean color), "blur" (sigma: 1/8 of the shorter side) or
     "noise". A predicted target is the class predicted for the image.
 
     Returns:

@@ -92,7 +92,7 @@ def drop_of_a_linear_model_is_a_sum_over_the_window() -> None:
         maps = occlusion(model, images, 2, **settings, aggregate="interpolate", smooth=2).maps
         interpolated = vertical @ drops[:, 2].view(2, 3, 3) @ horizontal.T
         torch.testing.assert_close(maps, gaussian_blur(interpolated[:, None], 2)[:, 0])
-    # One window, on grey by default, and the predicted class.
+    # One window, on gray by default, and the predicted class.
     change = model(images).softmax(1) - model(torch.full_like(images, 0.5)).softmax(1)
     drops = change.gather(1, model(images).argmax(1, keepdim=True))
     result = occlusion(model, images, window=9, score="probability", classes=[1])
@@ -153,7 +153,7 @@ def occlusion(
     stride: Annotated[
         int | None, Field(ge=1, description="pixels between windows; default: half a window")
     ] = None,
-    baseline: Annotated[Baseline, Field(description="content of the occluded window")] = "grey",
+    baseline: Annotated[Baseline, Field(description="content of the occluded window")] = "gray",
     score: Annotated[
         Literal["logit", "probability"], Field(description="value of a class whose drop is measured")
     ] = "logit",
@@ -176,7 +176,7 @@ def occlusion(
 
     Windows start every ``stride`` pixels and the last ones are cut at the border, so every pixel is
     occluded at least once. ``aggregate`` "sum" adds instead; "interpolate" puts each window's drop at its
-    center and interpolates linearly between centers. ``baseline`` is "grey" (0.5), "zero" (black), "mean"
+    center and interpolates linearly between centers. ``baseline`` is "gray" (0.5), "zero" (black), "mean"
     (the image's mean color), "blur" (sigma: half a window) or "noise". A predicted target is the class
     predicted for the unoccluded image. No gradients are needed.
 

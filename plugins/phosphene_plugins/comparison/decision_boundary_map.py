@@ -78,7 +78,7 @@ class DecisionRegions(Result):
         numbers = [int(n) for n in torch.cat([self.regions.flatten(), self.predictions]).unique()]
         names = [self.names[str(n)] for n in numbers for _ in range(int((self.predictions == n).sum()) + 1)]
         _, legend = charts.label_colors(names, len(names))
-        return {n: legend.get(self.names[str(n)], charts.GREY) for n in numbers}
+        return {n: legend.get(self.names[str(n)], charts.GRAY) for n in numbers}
 
     def _background(self) -> Tensor:
         """The regions as an image (3, G, G), paler where the class is less probable."""

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from phosphene import InputError
+from phosphene.errors import type_name
 from phosphene.roles import InputContext, InputRole, SampleRequest, check_type
 from phosphene.spec import Role
 
@@ -29,8 +30,8 @@ class AutoencoderRole(InputRole):
 
     def read(self, value: Any, context: InputContext) -> Any:
         if not isinstance(value, (str, Path)):
-            kind = type(value).__name__
-            raise InputError(f"an autoencoder is a fit's result, its folder or a file, not a {kind}")
+            kind = type_name(value)
+            raise InputError(f"an autoencoder is a fit's result, its folder or a file, not {kind}")
         path = Path(value)
         return read_published(path) if path.suffix == ".safetensors" else context.result(value)
 

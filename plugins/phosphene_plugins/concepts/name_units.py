@@ -142,16 +142,16 @@ def _oracle() -> None:
     # By default the tenth of the images, rounded up.
     result = call(model, TensorDataset(images), clip, **options | {"top": None, "measure": "wpmi"})
     torch.testing.assert_close(result.similarity, _by_definition(units, cosines, "wpmi", 4))
-    # Grey images are those of three equal channels.
+    # Gray images are those of three equal channels.
     network = nn.Sequential(nn.Identity(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1, 2)).double()
     one = load_model(network, mean=[0.5], std=[0.5], input_size=(1, 2, 4))
-    grey = images[:, :1, :1, :1] * torch.linspace(0.1, 0.4, 8).view(2, 4)
-    result = call(one, TensorDataset(grey.float()), clip, **options | {"measure": "cosine_cubed"})
+    gray = images[:, :1, :1, :1] * torch.linspace(0.1, 0.4, 8).view(2, 4)
+    result = call(one, TensorDataset(gray.float()), clip, **options | {"measure": "cosine_cubed"})
     assert result.examples.dtype == torch.float64 and type(result.example_units[0]) is int
-    grey = grey.float().double()
-    embeddings = tower(resize(grey.expand(-1, 3, -1, -1), (4, 4)).clamp(0, 1) - 0.125).detach()
+    gray = gray.float().double()
+    embeddings = tower(resize(gray.expand(-1, 3, -1, -1), (4, 4)).clamp(0, 1) - 0.125).detach()
     cosines = F.normalize(embeddings, dim=1)[:, [1, 0, 2]]
-    expected = _by_definition(one.features(grey, "0").mean((2, 3)), cosines, "cosine_cubed", 4)
+    expected = _by_definition(one.features(gray, "0").mean((2, 3)), cosines, "cosine_cubed", 4)
     torch.testing.assert_close(result.similarity, expected)
     # A unit that is the same for all images has no name.
     images[:, 2] = 0.2

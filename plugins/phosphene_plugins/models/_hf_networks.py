@@ -18,6 +18,7 @@ from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPI
 from transformers.utils import logging
 
 from phosphene import ModelError
+from phosphene.errors import type_name
 from phosphene.models import fill_weights, preprocess
 
 from ._downloads import find_on_hub
@@ -104,10 +105,10 @@ def as_image_network(
     ):
         network = ImageInput(network, "get_image_features", reverse_channels)
     elif "pixel_values" not in parameters:
-        raise ModelError(f"{uri} is a {type(network).__name__}, which takes no images (pixel_values)")
+        raise ModelError(f"{uri} is {type_name(network)}, which takes no images (pixel_values)")
     elif "spatial_shapes" in parameters:
         raise ModelError(
-            f"{uri} is a {type(network).__name__}, which takes patches with their positions, not images "
+            f"{uri} is {type_name(network)}, which takes patches with their positions, not images "
             "(N, C, H, W): put it into a module that cuts an image into patches, and pass that module"
         )
     elif parameters[0] != "pixel_values" or reverse_channels:
@@ -224,7 +225,7 @@ def image_features(output: Any) -> Tensor:
     if maps := getattr(output, "feature_maps", None):
         return maps[-1].mean((2, 3))
     raise ModelError(
-        f"this network returns a {type(output).__name__} without pooled features; choose some: "
+        f"this network returns {type_name(output)} without pooled features; choose some: "
         "load_model(..., output=lambda result: result.last_hidden_state.mean(1))"
     )
 
@@ -284,9 +285,7 @@ def _process(processor: Any, image: np.ndarray) -> Tensor:
     pixels = batch.get("pixel_values")
     if not isinstance(pixels, Tensor) or pixels.ndim != 4 or pixels.shape[:2] != (1, 3):
         shape = tuple(pixels.shape) if isinstance(pixels, Tensor) else type(pixels).__name__
-        raise ModelError(
-            f"a {type(processor).__name__} returns {shape} for an image, not pixels (1, 3, H, W)"
-        )
+        raise ModelError(f"{type_name(processor)} returns {shape} for an image, not pixels (1, 3, H, W)")
     return pixels[0].float()
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from phosphene import InputError, ModelError
+from phosphene.errors import type_name
 
 
 class ImageTextNetwork(nn.Module):
@@ -72,7 +73,7 @@ def image_text_network(
     placeholders = any(hasattr(network.config, n) for n in ("image_token_id", "image_token_index"))
     if not {"pixel_values", "input_ids"} <= accepted.keys() or placeholders:
         raise ModelError(
-            f"{uri} is a {type(network).__name__}, which does not take an image beside a text as they are "
+            f"{uri} is {type_name(network)}, which does not take an image beside a text as they are "
             "(pixel_values and input_ids); networks such as GIT, BLIP and ViLT do"
         )
     is_classifier = "QuestionAnswering" in type(network).__name__ and hasattr(network, "classifier")

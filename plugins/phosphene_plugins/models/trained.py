@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from phosphene import InputError, hookimpl
+from phosphene.errors import type_name
 
 if TYPE_CHECKING:
     from torch import nn
@@ -22,7 +23,7 @@ class TrainedLoader:
 
         result = load_result(name)
         if not isinstance(result, TrainedModel):
-            raise InputError(f"{name} contains a {type(result).__name__}, not a trained model")
+            raise InputError(f"{name} contains {type_name(result)}, not a trained model")
         if weights is not None or options:
             extra = ", ".join(filter(None, [weights, *options]))
             raise InputError(f"trained:{name} has its own weights and takes no {extra}")

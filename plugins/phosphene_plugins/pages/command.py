@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from phosphene import hookimpl
+from phosphene.errors import type_name
 
 
 def pages(
@@ -23,7 +24,7 @@ def pages(
     stream = load_result(folder)
     if not isinstance(stream, ResultStream):
         raise InputError(
-            f"{folder} is a {type(stream).__name__}, whose figure is {folder / 'picture.png'}; pages are "
+            f"{folder} is {type_name(stream)}, whose figure is {folder / 'picture.png'}; pages are "
             "written of a stream: run(..., stream=True)"
         )
     print(write_pages(stream, Path(out), folder.resolve().name).resolve().as_uri())

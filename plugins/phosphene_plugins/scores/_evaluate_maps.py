@@ -123,7 +123,7 @@ def method_source(name: str, params: Mapping[str, Any], seed: int) -> MapSource:
 class CenterPoint(MapSource):
     """A Gaussian about the image's center, with a quarter of the image's side as standard deviation."""
 
-    name: str = "centre point"
+    name: str = "center point"
 
     def compute(self, model: Model, images: Tensor, target: Class, indices: range) -> Tensor:
         height, width = images.shape[2:]

@@ -91,7 +91,7 @@ def baselines_and_budget_in_closed_form() -> None:
         table = compare_attributions(linear_model(weight), dataset, scores=[score], budget=budget, **options)
         assert table.counts[0, :, 0].tolist() == counts, (score, budget)
     table = compare_attributions(linear_model(weight), dataset, scores=["pointing_game"], **options)
-    assert table.names == ("saliency", "centre point", "random maps")
+    assert table.names == ("saliency", "center point", "random maps")
     side = torch.linspace(-1, 1, 8).square()
     torch.testing.assert_close(table.maps[0, 1, 0], torch.exp(-2 * (side[:, None] + side)))
     noise = torch.randn(3, 8, 8, generator=torch.Generator().manual_seed(4))

@@ -202,7 +202,7 @@ def deletion_insertion(
 
     The first t are a fraction t of the pixels in the order of the raw, signed map at the image's size,
     highest first, so that evidence against the class comes last; ties in row-major order. ``baseline``
-    replaces the removed pixels: "blur" (sigma: 1/8 of the shorter side), "grey" (0.5), "zero" (black), "mean"
+    replaces the removed pixels: "blur" (sigma: 1/8 of the shorter side), "gray" (0.5), "zero" (black), "mean"
     (the image's mean color) or "noise". The score is evaluated after each of ``steps`` equal portions, and
     the integral is by the trapezoidal rule. A step costs two forward passes per image for every map, the
     baselines' included. A faithful map has a low deletion and a high insertion area. No masks are needed, but

@@ -74,7 +74,7 @@ def contributions_of_a_linear_model_are_its_drops() -> None:
         result = part_importance(model, dataset, method="saliency", seed=0)
     torch.testing.assert_close(result.rank_correlation[0], torch.tensor([0.5, -1.0] * 2))
     torch.testing.assert_close(result.top_part[0], torch.tensor([1.0, 0.0] * 2))
-    assert result.names == ("saliency", "centre point", "random maps")
+    assert result.names == ("saliency", "center point", "random maps")
     # Seven passes an image: three for its map, one for its logit and three without a part each.
     for budget, count in ((6, 1), (20, 2), (21, 3), (1000, 4)):
         result = part_importance(model, dataset, method="gradient_x_input", budget=budget, seed=0)

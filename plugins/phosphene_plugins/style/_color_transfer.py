@@ -47,7 +47,7 @@ def match_color_statistics(images: Tensor, reference: Tensor) -> Tensor:
 def prepare_colors(content: Tensor, styles: Tensor, color: ColorSource) -> tuple[Tensor, list[Tensor]]:
     """The content and style images to optimize on: one batch of styles for all contents, or one per content.
 
-    For "luminance" both are grey; ``replace_luminance`` afterwards restores the content's colors.
+    For "luminance" both are gray; ``replace_luminance`` afterwards restores the content's colors.
     Raises InputError for "luminance" of images that do not have three channels.
     """
     if color == "style":
@@ -56,10 +56,10 @@ def prepare_colors(content: Tensor, styles: Tensor, color: ColorSource) -> tuple
         return content, [match_color_statistics(styles, reference) for reference in content.split(1)]
     if content.shape[1] != 3:
         raise InputError(f"luminance needs red, green and blue, not {content.shape[1]} channels")
-    grey_styles, grey_content = luminance(styles), luminance(content).expand_as(content)
-    return grey_content, [
-        match_color_statistics(grey_styles, reference[:, :1]).expand_as(styles)
-        for reference in grey_content.split(1)
+    gray_styles, gray_content = luminance(styles), luminance(content).expand_as(content)
+    return gray_content, [
+        match_color_statistics(gray_styles, reference[:, :1]).expand_as(styles)
+        for reference in gray_content.split(1)
     ]
 
 

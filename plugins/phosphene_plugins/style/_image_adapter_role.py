@@ -8,6 +8,7 @@ from typing import Annotated, Any, TypeAlias
 
 from phosphene import InputError
 from phosphene.builtin.image_adapter import IMAGE_ADAPTER, load_bundled_image_adapter
+from phosphene.errors import type_name
 from phosphene.generative import ImageAdapter, load_image_adapter
 from phosphene.roles import InputContext, InputRole, check_type
 from phosphene.spec import Role
@@ -29,7 +30,7 @@ class ImageAdapterRole(InputRole):
             return load_bundled_image_adapter()
         if not isinstance(value, (str, Path)):
             raise InputError(
-                f"an image adapter is an ImageAdapter or a safetensors file, not a {type(value).__name__}"
+                f"an image adapter is an ImageAdapter or a safetensors file, not {type_name(value)}"
             )
         return load_image_adapter(value)
 

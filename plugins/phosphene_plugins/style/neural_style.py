@@ -228,14 +228,14 @@ def pixels_as_features_have_a_closed_form() -> None:
     content = 0.3 + 0.3 * content  # of few contrasts: no color is clipped
     for color in ("luminance", "histogram"):
         colored = tested(model, content, styles[:1], color=color, steps=1)
-        (grey, (style, _)) = prepare_colors(content, large[:1], color)
-        loss = transfer_loss(grey[:1], grey[:1], style, weights={"0": 1, "1": 1 / 3}, alpha=1, beta=30)
+        (gray, (style, _)) = prepare_colors(content, large[:1], color)
+        loss = transfer_loss(gray[:1], gray[:1], style, weights={"0": 1, "1": 1 / 3}, alpha=1, beta=30)
         assert torch.allclose(colored.losses[0, 0], loss, rtol=1e-10), f"{color}: the first loss differs"
-        flat_content, flat_style = grey[0].flatten(1), style[0].flatten(1)
+        flat_content, flat_style = gray[0].flatten(1), style[0].flatten(1)
         assert torch.allclose(flat_style.mean(1), flat_content.mean(1)), f"{color}: the mean color differs"
         assert torch.allclose(flat_style.cov(correction=0), flat_content.cov(correction=0), atol=1e-6)
         luma = torch.einsum("nchw,c->nhw", content, content.new_tensor((0.299, 0.587, 0.114)))
-        assert color == "histogram" or torch.allclose(grey, luma[:, None])
+        assert color == "histogram" or torch.allclose(gray, luma[:, None])
         change = colored.stylized - content  # of the luminance: the same for all channels
         assert (change.std(1).max() < 1e-12) == (color == "luminance")
 

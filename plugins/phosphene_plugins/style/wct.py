@@ -90,17 +90,17 @@ def pixels_as_features_have_a_closed_form() -> None:
     assert unclipped.max() > 1
     clipped = tested(contents[:1], strong, stylizer).stylized[0]
     assert (clipped - unclipped.clamp(0, 1)).abs().max() < 1e-9
-    grey = torch.full_like(contents[:1], 0.3)
-    flat = tested(grey, styles[:1], stylizer).stylized
+    gray = torch.full_like(contents[:1], 0.3)
+    flat = tested(gray, styles[:1], stylizer).stylized
     assert (flat - styles[:1].mean((2, 3), keepdim=True)).abs().max() < 1e-9, "a constant image has no axes"
     line = contents[:1, :1].expand(-1, 3, -1, -1) * torch.tensor([1.0, 0.5, 0.2]).double()[:, None, None]
     _, whitening = covariance_power(line[0].flatten(1), -0.5)
     assert torch.linalg.matrix_rank(whitening) == 1, "an axis without variance is amplified"
     for color in ("luminance", "histogram"):
         colored = tested(contents, styles[:1], stylizer, color=color).stylized
-        grey_content, style_images = prepare_colors(contents, styles[:1], color)
+        gray_content, style_images = prepare_colors(contents, styles[:1], color)
         plain = torch.cat([
-            tested(image, style_images[n], stylizer).stylized for n, image in enumerate(grey_content.split(1))
+            tested(image, style_images[n], stylizer).stylized for n, image in enumerate(gray_content.split(1))
         ])  # fmt: skip
         expected = replace_luminance(contents, plain) if color == "luminance" else plain
         assert torch.allclose(colored, expected, atol=1e-9), f"{color}: colors differ"

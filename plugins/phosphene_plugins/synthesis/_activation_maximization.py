@@ -176,7 +176,7 @@ class ActivationMaximization(Penalties):
         Field(
             ge=0,
             le=1,
-            description="standard deviation of the smooth grey noise in the initial image: without it the "
+            description="standard deviation of the smooth gray noise in the initial image: without it the "
             "ascent can end where the unit's ReLUs are closed",
         ),
     ] = 0.0
@@ -317,7 +317,7 @@ def class_count(target: Objective) -> int:
 
 
 def mean_color(model: Model) -> Tensor:
-    """The color (C,) that normalization maps to zero; mid-grey for a model without a mean."""
+    """The color (C,) that normalization maps to zero; mid-gray for a model without a mean."""
     return model.mean if model.mean.any() else torch.full_like(model.mean, 0.5)
 
 
@@ -495,7 +495,7 @@ def without_gradient(score: Callable[[Tensor], Tensor], images: Tensor) -> Tenso
 
 
 def coarse_noise(images: Tensor, seed: int | None) -> Tensor:
-    """Grey noise (N, C, H, W), the same for all images, blurred by a tenth of their side."""
+    """Gray noise (N, C, H, W), the same for all images, blurred by a tenth of their side."""
     sides = images.shape[2:]
     noise = gaussian_blur(noise_images((1, 1, *sides), seed=seed) - 0.5, min(sides) / 10)
     return (0.5 + _COARSE_DEVIATION * noise / noise.std()).clamp(0, 1).expand_as(images).to(images)

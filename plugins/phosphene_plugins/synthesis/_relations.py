@@ -80,7 +80,7 @@ def _clip(images: Tensor, mean: Tensor, importance: Tensor, percentage: float) -
 
 
 def initial_images(calls: Calls, score: Score, count: int) -> Tensor:
-    """The model's mean color plus noise; coarse grey noise where the score has no gradient there."""
+    """The model's mean color plus noise; coarse gray noise where the score has no gradient there."""
     channels, height, width = calls.model.input_size
     seed, noise = calls.params["seed"], calls.params["start_noise"]
     shape = (count, channels, calls.params["size"] or height, calls.params["size"] or width)

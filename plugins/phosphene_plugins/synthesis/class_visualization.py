@@ -98,9 +98,9 @@ def class_visualization(
 
     I* = argmax_I S(I) - l2 ||I - m||^2 - total_variation TV(I)
 
-    by steps I <- I + lr grad from I = m, the model's mean color, which normalization maps to zero (mid-grey
-    for a model without a mean), plus ``start_noise`` and smooth grey noise of ``start_contrast``. S is the
-    logit of a class, or any other target. In small networks the ascent from an even grey may only remove
+    by steps I <- I + lr grad from I = m, the model's mean color, which normalization maps to zero (mid-gray
+    for a model without a mean), plus ``start_noise`` and smooth gray noise of ``start_contrast``. S is the
+    logit of a class, or any other target. In small networks the ascent from an even gray may only remove
     what speaks against a class, and end where all of its ReLUs are closed, with an empty image:
     ``start_contrast`` of 0.2 opens them, and leaves a trace of the noise (a network of coordinates has
     ``start_noise`` alone; 0.2 is enough).

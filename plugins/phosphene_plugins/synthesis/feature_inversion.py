@@ -136,7 +136,7 @@ def feature_inversion(
 
     R_V = 1/HW sum_ij ((x_i,j+1 - x_ij)^2 + (x_i+1,j - x_ij)^2)^(beta/2),  R_alpha = 1/HW sum |x - m|^alpha
 
-    with Phi_0 = Phi(x_0) the features of the input x_0 and m the model's mean color (mid-grey for a model
+    with Phi_0 = Phi(x_0) the features of the input x_0 and m the model's mean color (mid-gray for a model
     without a mean), which is also the start, with a little noise. The first term is relative, so that the
     weights of the penalties suit every layer; for a layer whose features are all zero it is the absolute
     error. What an inversion loses is what the layer discards: shallow layers retain nearly everything, deep

@@ -56,13 +56,13 @@ def linear_decoder_and_unit_have_their_closed_form() -> None:
     start: Any = {"draws": 5, "optimizer": "sgd", "lr": 1e-9, "steps": 1, "seed": 3}
     result = latent_visualization(model, Class((0, 1)), generator, **start)
     torch.testing.assert_close(result.codes, codes[(codes @ expected.T).argmax(0)])
-    # A generator of larger grey images: reduced to the model's size for the model, and compared at its own.
-    grey = Decoder(
+    # A generator of larger gray images: reduced to the model's size for the model, and compared at its own.
+    gray = Decoder(
         (4,),
         lambda z: 0.5 + z.view(-1, 1, 2, 2).repeat_interleave(3, 2).repeat_interleave(6, 3) / 8,
         lambda images: (images.mean((2, 3)) - 0.5).expand(-1, 4) * 8,
     )
-    result = latent_visualization(model, Class((1, 0)), grey, draws=0, steps=2, frames=2, lr=0.01, seed=0)
+    result = latent_visualization(model, Class((1, 0)), gray, draws=0, steps=2, frames=2, lr=0.01, seed=0)
     assert result.images.shape == (2, 3, 3, 3) and torch.equal(result.images[:, 0], result.images[:, 2])
     assert result.frames is not None and len(result.frames) == 2
     for images, error in (

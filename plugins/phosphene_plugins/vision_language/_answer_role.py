@@ -9,6 +9,7 @@ from typing import Annotated, Any, TypeAlias
 from pydantic import Field
 
 from phosphene import InputError
+from phosphene.errors import type_name
 from phosphene.roles import AS_OBJECT, InputContext, InputRole, SampleRequest, check_type
 from phosphene.spec import Role
 
@@ -32,7 +33,7 @@ class AnswerRole(InputRole):
 
     def read(self, value: Any, context: InputContext) -> AnswerModel:
         if not isinstance(value, (str, Path)):
-            raise InputError(f"a network of answers is named as hf:folder, not a {type(value).__name__}")
+            raise InputError(f"a network of answers is named as hf:folder, not {type_name(value)}")
         return load_answer_model(str(value))
 
     def check(self, value: Any, context: InputContext) -> AnswerModel:

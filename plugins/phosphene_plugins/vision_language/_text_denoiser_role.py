@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
 from phosphene import InputError
+from phosphene.errors import type_name
 from phosphene.generative import Denoiser, load_pipeline
 from phosphene.roles import ROLES, InputContext, InputRole, check_type
 from phosphene.spec import Role
@@ -30,7 +31,7 @@ class TextDenoiserRole(InputRole):
             return ColorWords()
         if not isinstance(value, (str, Path)):
             raise InputError(
-                f"a diffusion model is a Denoiser or a pipeline's folder, not a {type(value).__name__}"
+                f"a diffusion model is a Denoiser or a pipeline's folder, not {type_name(value)}"
             )
         return load_pipeline(value)
 

@@ -113,12 +113,12 @@ def test_noise_is_the_same_for_all_images_and_depends_on_the_seed() -> None:
     assert not torch.allclose(maps[:1], occlusion(model, repeated[:1], 0, baseline="noise", seed=4).maps)
 
 
-@pytest.mark.parametrize("baseline", ["grey", "zero", "mean", "blur", "noise"])
+@pytest.mark.parametrize("baseline", ["gray", "zero", "mean", "blur", "noise"])
 def test_occluding_everything_drops_to_the_baselines_score(baseline: str) -> None:
     model, images = small_model(), random_images()
     maps = occlusion(model, images, 2, window=9, baseline=baseline, seed=0).maps
     assert (maps == maps[:, :1, :1]).all()
-    blank = {"grey": torch.full_like(images, 0.5), "zero": torch.zeros_like(images)}
+    blank = {"gray": torch.full_like(images, 0.5), "zero": torch.zeros_like(images)}
     blank["mean"] = images.mean((2, 3), keepdim=True).expand_as(images)
     blank["blur"] = gaussian_blur(images, 4.5)
     blank["noise"] = noise_images((2, 3, 9, 7), seed=0, sd=0.3).double()

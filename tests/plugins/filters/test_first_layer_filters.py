@@ -1,4 +1,4 @@
-"""First-layer filters: composites, grey ones, slices, and both scales."""
+"""First-layer filters: composites, gray ones, slices, and both scales."""
 
 from __future__ import annotations
 

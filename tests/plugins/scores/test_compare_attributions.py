@@ -63,7 +63,7 @@ def test_a_resumed_comparison_equals_an_uninterrupted_one(
 
     monkeypatch.setattr(MapScores, "update", record)
     resumed = run("compare_attributions", out=tmp_path / "table", progress=False, **params)
-    baselines = [(name, start) for name in ("centre point", "random maps") for start in (0, 4, 8)]
+    baselines = [(name, start) for name in ("center point", "random maps") for start in (0, 4, 8)]
     assert scored == [("saliency", 8), *baselines]
     for name in ("values", "standard_errors", "counts", "image_values", "maps"):
         assert torch.equal(getattr(resumed, name), getattr(uninterrupted, name)), name
@@ -87,9 +87,9 @@ def test_energy_lies_in_the_object_for_the_bundled_network_and_outside_for_the_b
     )
     for name in ("grad_cam", "integrated_gradients", "saliency"):
         assert biased[name] < 0.75 * unbiased[name]
-    assert unbiased["centre point"] == biased["centre point"]
-    assert unbiased["grad_cam"] > unbiased["centre point"] + 0.1
-    assert unbiased["integrated_gradients"] > unbiased["centre point"] + 0.1
+    assert unbiased["center point"] == biased["center point"]
+    assert unbiased["grad_cam"] > unbiased["center point"] + 0.1
+    assert unbiased["integrated_gradients"] > unbiased["center point"] + 0.1
     assert all(
         unbiased[name] > unbiased["random maps"] + 0.1 for name in ("grad_cam", "integrated_gradients")
     )
@@ -114,7 +114,7 @@ def test_there_is_one_progress_bar_for_each_source(model) -> None:  # type: igno
     events: list[ProgressEvent] = []
     with report_progress(events.append), max_batch(2):
         compare_attributions(model, SceneDataset(4), methods=["smooth_grad"], scores=["mask_iou"], seed=0)
-    names = [name for name in ("smooth_grad", "centre point", "random maps") for _ in range(2)]
+    names = [name for name in ("smooth_grad", "center point", "random maps") for _ in range(2)]
     assert [event.description for event in events] == [f"scoring {name}" for name in names]
     assert [event.done for event in events] == [1, 2] * 3
 
@@ -142,7 +142,7 @@ def test_the_sanity_column_is_undefined_for_baselines(model) -> None:  # type: i
         model, SceneDataset(2), methods=["saliency"], scores=["sanity_check"], seed=0, examples=1
     )
     assert result.value("saliency", "sanity") is not None
-    assert result.value("centre point", "sanity") is None
+    assert result.value("center point", "sanity") is None
     assert result.lines()[-1].split("|")[2].strip() == "–"
 
 

@@ -29,7 +29,7 @@ def test_oracle() -> None:
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.integers(0, 2**32), st.integers(1, 60), st.sampled_from(["grey", "zero", "mean", "blur", "noise"]))
+@given(st.integers(0, 2**32), st.integers(1, 60), st.sampled_from(["gray", "zero", "mean", "blur", "noise"]))
 def test_an_additive_models_curves_are_cumulative_sums(seed: int, steps: int, baseline: str) -> None:
     draw = torch.Generator().manual_seed(seed)
     weight, maps = torch.randn(2, 6, 7, dtype=torch.float64, generator=draw)

@@ -32,8 +32,8 @@ sanity_check = methods["scores.sanity_check"]
 @method(family="attribution")
 def edges(model: Model, images: Images, target: Target = None) -> Attribution:
     """Squared image gradient, which ignores the model."""
-    grey = images.mean(1)
-    steep = torch.stack(torch.gradient(grey, dim=(1, 2))).square().sum(0)
+    gray = images.mean(1)
+    steep = torch.stack(torch.gradient(gray, dim=(1, 2))).square().sum(0)
     return Attribution(images=images, maps=steep, targets=target.names(model, len(images)))
 
 

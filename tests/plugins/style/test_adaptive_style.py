@@ -194,9 +194,9 @@ def test_a_blend_mixes_the_outputs_of_adain(
 
 
 def test_colors_are_preserved(stylizer: AdaptiveNetwork, images: Tensor, styles: Tensor) -> None:
-    pale, grey = 0.45 + 0.1 * images, copy.deepcopy(stylizer.network)
-    torch.nn.init.constant_(grey.paint.bias, 0.5)  # barely trained, its output is nearly black
-    stylizer = dataclasses.replace(stylizer, network=grey)
+    pale, gray = 0.45 + 0.1 * images, copy.deepcopy(stylizer.network)
+    torch.nn.init.constant_(gray.paint.bias, 0.5)  # barely trained, its output is nearly black
+    stylizer = dataclasses.replace(stylizer, network=gray)
     stylized = adaptive_style(pale, styles, stylizer, color="luminance").stylized
     inside = ((stylized > 0) & (stylized < 1)).all(1)
     assert inside.double().mean() > 0.5  # the other pixels are clipped

@@ -149,10 +149,10 @@ def test_default_layers_of_stable_diffusion_are_those_of_the_paper():
 def test_sides_of_any_length_and_any_number_of_channels(untrained):
     image = draw_images(2, 16)[..., :13, :11]
     assert diffusion_style(image, draw_images(seed=1), untrained, steps=1).stylized.shape == image.shape
-    grey = GaussianDenoiser(ALPHAS_CUMPROD, 0, 0.5)
-    grey.channels = 1
+    gray = GaussianDenoiser(ALPHAS_CUMPROD, 0, 0.5)
+    gray.channels = 1
     one = draw_images(channels=1)
-    assert diffusion_style(one, one, grey, inject="nothing", steps=1).stylized.shape == one.shape
+    assert diffusion_style(one, one, gray, inject="nothing", steps=1).stylized.shape == one.shape
     with pytest.raises(InputError, match="takes 3 channels, the styles have 1"):
         diffusion_style(image, one, untrained)
 

@@ -114,17 +114,17 @@ def test_colors_are_preserved(model: Model) -> None:
         match_color_statistics(styles[1:, :1], like[:1, :1]),
     )
     result = neural_style(model, content, styles, color="luminance", steps=3)
-    grey = result.stylized - luminance(result.stylized) - (content - luminance(content))
+    gray = result.stylized - luminance(result.stylized) - (content - luminance(content))
     inside = ((result.stylized > 0) & (result.stylized < 1)).all(1)
-    assert grey.abs().amax(1)[inside].max() < 1e-9
+    assert gray.abs().amax(1)[inside].max() < 1e-9
     torch.testing.assert_close(replace_luminance(content, content), content)
     for color in ("luminance", "histogram"):  # independent of the other images of the batch
         together = neural_style(model, content, styles, color=color, steps=3).stylized
         alone = neural_style(model, content[1:], styles, color=color, steps=3).stylized
         torch.testing.assert_close(together[1:], alone, atol=1e-9, rtol=0)
-    grey_model = load_model(torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3)), input_size=(1, 16, 16))
+    gray_model = load_model(torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3)), input_size=(1, 16, 16))
     with pytest.raises(InputError, match="red, green and blue"):
-        neural_style(grey_model, torch.rand(1, 1, 16, 16), torch.rand(1, 1, 16, 16), color="luminance")
+        neural_style(gray_model, torch.rand(1, 1, 16, 16), torch.rand(1, 1, 16, 16), color="luminance")
 
 
 def test_sizes_scales_and_frames(model: Model) -> None:

@@ -59,7 +59,7 @@ def test_default_tile_is_the_input_size_of_a_network_that_takes_no_other() -> No
 
 
 def test_a_tile_whose_relus_are_closed_starts_at_other_noise() -> None:
-    """Of a channel that no even grey opens the tile is drawn all the same, as by ``class_visualization``."""
+    """Of a channel that no even gray opens the tile is drawn all the same, as by ``class_visualization``."""
     conv = nn.Conv2d(3, 2, 3, padding=1)
     with torch.no_grad():
         conv.weight.copy_(torch.tensor([-1.0, 1.0])[:, None, None, None].expand(2, 3, 3, 3) / 27)

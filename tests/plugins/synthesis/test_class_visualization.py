@@ -201,15 +201,15 @@ def test_bundled_model_predicts_the_visualised_classes(tmp_path: Path) -> None:
     assert replay(tmp_path / "result").same
 
 
-def test_ascent_from_an_even_grey_that_closes_all_relus_is_avoided_by_contrast() -> None:
-    """From an even grey this logit rises to the head's bias, and stays there."""
+def test_ascent_from_an_even_gray_that_closes_all_relus_is_avoided_by_contrast() -> None:
+    """From an even gray this logit rises to the head's bias, and stays there."""
     options: dict[str, Any] = {"model": "builtin:parts-resnet", "target": "bear", "seed": 2}
     options |= {"steps": 30, "progress": False}
     assert run("class_visualization", **options).scores[-1] < 0
     assert run("class_visualization", **options, start_contrast=0.2).scores[-1] > 2
 
 
-def test_contrast_is_smooth_grey_noise_about_the_mean_color(model: Model) -> None:
+def test_contrast_is_smooth_gray_noise_about_the_mean_color(model: Model) -> None:
     even, contrast = (
         visualize(model, 1, **PLAIN | {"steps": 1, "lr": 1e-9, "start_noise": 0, "start_contrast": c}).images
         for c in (0.0, 0.04)

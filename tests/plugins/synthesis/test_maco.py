@@ -67,7 +67,7 @@ def test_other_sizes_have_the_magnitudes_at_the_same_frequencies(model: Model, s
     assert maco(model, 0, size=size, steps=1).images.shape == (1, 3, size, size)
 
 
-def test_grey_model_and_opacity_on_a_background() -> None:
+def test_gray_model_and_opacity_on_a_background() -> None:
     network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3))
     model = load_model(network, mean=[0.5], std=[0.2], input_size=(1, 6, 6))
     result = maco(model, 2, steps=2, seed=0)

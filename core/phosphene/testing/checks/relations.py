@@ -450,7 +450,7 @@ def complete(method: AnyMethod) -> None:
     images = calls.inputs["images"]
     start = baseline_of(images, value)
     if start is None:
-        raise SkipTest(f"{baseline}={value!r} is no number, 'zero', 'grey', 'mean' or 'white'")
+        raise SkipTest(f"{baseline}={value!r} is no number, 'zero', 'gray', 'mean' or 'white'")
     if calls.is_random:
         raise SkipTest("it draws random numbers: its sum is exact in the mean only")
     change = calls.scores(images) - calls.scores(start)

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from ...data.datasets import TensorDataset
-from ...errors import PhospheneError
+from ...errors import PhospheneError, type_name
 from ...models.batch_size import max_batch
 from ...progress import ProgressEvent, report_progress
 from ...registry.lookup import methods
@@ -274,7 +274,7 @@ def saves_and_replays(method: AnyMethod, case: Case) -> None:
         # A method that is not registered builds its own networks, too.
         find = {method.spec.name: method}
         back = read_result(result.save(Path(folder, "result")), lambda name: find.get(name) or methods[name])
-        assert type(back) is type(result), f"a {type(back).__name__} was loaded"
+        assert type(back) is type(result), f"{type_name(back)} was loaded"
         assert_same_result(back, result)
         assert back.provenance == result.provenance, "the loaded provenance differs"
         assert_same_result(back.inputs, result.inputs)
