@@ -90,16 +90,21 @@ class UnknownName(PhospheneError, KeyError):
 
     The message lists the existing names and the nearest match:
     ``no layer 'layer5'; this model has conv1, ... - did you mean 'layer4'?``
+    ``advice`` says what else may be done, in a sentence of its own.
     """
 
-    def __init__(self, kind: str, name: object, known: Iterable[str], owner: str = "") -> None:
-        super().__init__(kind, name if isinstance(name, str) else value_repr(name), tuple(known), owner)
+    def __init__(
+        self, kind: str, name: object, known: Iterable[str], owner: str = "", advice: str = ""
+    ) -> None:
+        text = name if isinstance(name, str) else value_repr(name)
+        super().__init__(kind, text, tuple(known), owner, advice)
 
     def __str__(self) -> str:
-        kind, name, names, owner = self.args
+        kind, name, names, owner, advice = self.args
         close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
         close = close or [n for n in names if name and name.lower() in n.lower()][:3]
         listed = ", ".join(names[:12]) + (f", ... ({len(names)} in all)" if len(names) > 12 else "")
         message = f"no {kind} {name!r}"
         message += f"; {owner or 'there'} {'has' if owner else 'is'} {listed}" if names else ""
-        return message + (f" - did you mean {' or '.join(map(repr, close))}?" if close else "")
+        message += f" - did you mean {' or '.join(map(repr, close))}?" if close else ""
+        return f"{message}{' ' if close else '; '}{advice}" if advice else message

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from phosphene import InputError, MissingExtra, PhospheneError, UnknownName, methods, prepare, run
-from phosphene.errors import value_repr
+from phosphene.errors import type_name, value_repr
 
 
 @pytest.mark.parametrize(
@@ -14,6 +14,7 @@ from phosphene.errors import value_repr
     [
         UnknownName("layer", "layer5", ["conv1", "layer4"], "this model"),
         UnknownName("method", "nothing", []),
+        UnknownName("class", "cat", ["dog"], "the network", "'cat' is a label"),
         InputError("no"),
         MissingExtra("phosphene check", "testing"),
     ],
@@ -30,6 +31,14 @@ def test_unknown_name_lists_names_and_the_nearest():
     many = UnknownName("method", "q", [f"m{i}" for i in range(20)])
     assert str(many).endswith("m11, ... (20 in all)")
     assert "did you mean" not in str(UnknownName("class", "", ["tabby"]))
+    advised = UnknownName("class", "cap", ["tabby", "cat"], "it", "'cap' is a label")
+    assert str(advised) == "no class 'cap'; it has tabby, cat - did you mean 'cat'? 'cap' is a label"
+    assert str(UnknownName("class", "x", ["tabby"], "it", "pass y")) == "no class 'x'; it has tabby; pass y"
+
+
+@pytest.mark.parametrize(("value", "text"), [(1, "an int"), ("a", "a str"), (InputError(), "an InputError")])
+def test_types_have_their_article(value, text):
+    assert type_name(value) == text
 
 
 def test_missing_extra_names_the_install_command():

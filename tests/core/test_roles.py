@@ -117,3 +117,15 @@ def test_rows_of_images_are_selected_and_counted() -> None:
     assert ROLES["styles"].cost_sizes(images)["styles"] == 5
     assert ROLES["styles"].select(images, range(1, 3)) is images
     assert ROLES["masks"].select(None, range(1, 3)) is None
+
+
+@pytest.mark.parametrize(
+    ("role", "value", "right"),
+    [
+        ("denoiser", "builtin:color-words", "builtin:shapes-diffusion"),
+        ("text_denoiser", "builtin:shapes-diffusion", "builtin:color-words"),
+    ],
+)
+def test_the_other_bundled_diffusion_model_is_refused_by_name(role: str, value: str, right: str) -> None:
+    with pytest.raises(InputError, match=f"is {right}, not {value}"):
+        ROLES[role].read(value, InputContext())

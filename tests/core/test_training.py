@@ -210,7 +210,7 @@ def test_untrainable_models_and_missing_labels_are_refused(dataset: TensorDatase
     with pytest.raises(InputError, match="class 7"):
         label_reader(model, TensorDataset(dataset.images[:1], ["7"]))
     named = load_model(network(), input_size=(3, 8, 8), classes=["cat", "dog", "cow"])
-    with pytest.raises(UnknownName, match="dog"):
+    with pytest.raises(UnknownName, match=r"did you mean 'dog'\? 'dig' is a label of the data set: choose"):
         label_reader(named, TensorDataset(dataset.images[:1], ["dig"]))
 
 

@@ -28,6 +28,8 @@ class DenoiserRole(InputRole):
     def read(self, value: Any, context: InputContext) -> _Denoiser:
         if value == self.default:
             return load_denoiser()
+        if isinstance(value, str) and value.startswith("builtin:"):
+            raise InputError(f"the bundled diffusion model without text is {self.default}, not {value}")
         if not isinstance(value, (str, Path)):
             raise InputError(
                 f"a diffusion model is a Denoiser or a pipeline's folder, not {type_name(value)}"

@@ -11,6 +11,7 @@ from .gradient_steps import (
 from .labels import (
     MAX_HELD_OUT,
     class_indices,
+    label_index,
     label_reader,
     require_classes,
     single_precision,
@@ -33,6 +34,7 @@ __all__ = [
     "TrainingHistory",
     "WeightsOnly",
     "class_indices",
+    "label_index",
     "label_reader",
     "linear_decay",
     "require_classes",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..data.datasets import Batch, Dataset
-from ..errors import InputError, ModelError
+from ..errors import InputError, ModelError, UnknownName
 from ..models import Model
 from ..models.batch_size import batch_size
 
@@ -65,15 +65,34 @@ def label_reader(
             "one folder per class, or pass a manifest with a column label or TensorDataset(images, classes)"
         )
     # Labels are cached: a data set that draws its images draws them again to label them.
-    cache = {0: model.class_index(first[0])}
+    cache = {0: label_index(model, first[0])}
 
     def true_labels(indices: Sequence[int]) -> Tensor:
         missing = [index for index in dict.fromkeys(indices) if index not in cache]
         if missing:
-            cache.update(zip(missing, map(model.class_index, dataset.labels(missing) or ()), strict=True))
+            labels = dataset.labels(missing) or ()
+            cache.update(
+                (index, label_index(model, name)) for index, name in zip(missing, labels, strict=True)
+            )
         return torch.tensor([cache[index] for index in indices], device=model.device)
 
     return true_labels
+
+
+def label_index(model: Model, label: str) -> int:
+    """The index of a data set's label among the model's classes.
+
+    Raises UnknownName for a label that is no class of the model.
+    """
+    try:
+        return model.class_index(label)
+    except UnknownName as error:
+        kind, name, classes, owner, _ = error.args
+        advice = (
+            f"{name!r} is a label of the data set: choose a data set of the network's classes, a network "
+            "of the data set's, or name the labels as the network does"
+        )
+        raise UnknownName(kind, name, classes, owner, advice) from None
 
 
 def require_classes(dataset: Dataset) -> None:
@@ -89,7 +108,7 @@ def class_indices(model: Model, batch: Batch) -> Tensor:
     """The indices (n,) of the classes of a batch. Raises InputError for an image without one."""
     if (names := batch.labels) is None:
         raise InputError("some images of the data set have no class")
-    return torch.tensor([model.class_index(name) for name in names], device=model.device)
+    return torch.tensor([label_index(model, name) for name in names], device=model.device)
 
 
 def train_test_split(dataset: Dataset, held_out: float, max_test: int = MAX_HELD_OUT) -> tuple[int, range]:

@@ -16,6 +16,7 @@ from phosphene.images import charts, colorize, enlarge
 from phosphene.results import Panel, Result
 from phosphene.roles import Dataset, LayerName, Model, Seed, Target
 from phosphene.spec import Cost, InvariantTo, ScalesWith, UnitRange, size
+from phosphene.training import label_index
 
 from ._pooled_activations import LEAST_IMAGES, PooledGradients, by_concept, fit_vector, pooled_activations
 from .concept_vectors import KIM_2018, Classifier, Strength
@@ -256,7 +257,7 @@ def _rows_of_class(model: Model, dataset: Dataset, target: Any) -> list[int]:
     labels = dataset.labels(range(len(dataset)))
     if labels is None or not isinstance(target, Class) or not isinstance(target.index, int):
         return list(range(len(dataset)))
-    rows = [n for n, label in enumerate(labels) if model.class_index(label) == target.index]
+    rows = [n for n, label in enumerate(labels) if label_index(model, label) == target.index]
     if not rows:
         raise InputError(f"the data set has no image of class {model.class_name(target.index)!r}")
     return rows

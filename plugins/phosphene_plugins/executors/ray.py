@@ -110,6 +110,11 @@ def _connection(address: str | None) -> Iterator[None]:
             **({"include_dashboard": False} if address == "local" else {}),
         )
     except (ConnectionError, RuntimeError, ValueError) as error:
+        if address == "auto":
+            raise PhospheneError(
+                "no Ray cluster runs on this machine: start one with `ray start --head`, join one with "
+                "`ray start --address=HOST:6379`, or use executor='ray', which starts Ray for this run"
+            ) from error
         text = " ".join(str(error).split())
         raise PhospheneError(f"no connection to the Ray cluster {address!r}: {text}") from error
     finally:

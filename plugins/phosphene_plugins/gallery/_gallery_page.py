@@ -234,8 +234,10 @@ def make_gallery(
                     exhibit = replace(exhibit, curve=_robustness_curve(call, source))
                 gallery.exhibits.append(exhibit)
                 report(exhibit)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         _write(page, gallery)
+        cards = f"{len(gallery.exhibits)} method{'s' if len(gallery.exhibits) != 1 else ''}"
+        error.add_note(f"interrupted; the page has {cards}: {page.resolve().as_uri()}")
         raise
     if source.model.classes == CLASSES:
         attributions = {

@@ -58,9 +58,13 @@ def demo(
         console.print(Text.assemble(seconds, (f"{exhibit.call:26} ", "cyan"), text))
 
     settings = {key: v for key, v in (("weights", weights), ("pretrained", pretrained)) if v}
-    gallery = make_gallery(
-        out, model=model, settings=settings, images=image, count=count, only=only, report=report
-    )
+    try:
+        gallery = make_gallery(
+            out, model=model, settings=settings, images=image, count=count, only=only, report=report
+        )
+    except KeyboardInterrupt as error:  # typer would not print the error's notes
+        print("\n", *getattr(error, "__notes__", ()), sep="", file=sys.stderr)
+        raise
     if gallery.scores:
         table = Table(
             "maximum of the map", "in the object", "within 4 pixels", "by chance", "scenes", box=None

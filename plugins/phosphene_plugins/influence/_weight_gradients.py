@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from phosphene import Fold, InputError, Model, ModelError
 from phosphene.data import Batch, Dataset, LabelRows, Rows, State
 from phosphene.roles import Checkpoint, LayerName
-from phosphene.training import class_indices, require_classes, trainable_copy
+from phosphene.training import class_indices, label_index, require_classes, trainable_copy
 
 #: The parameter ``layers`` of the methods that differentiate weights.
 WeightLayers = Annotated[
@@ -35,7 +35,7 @@ def require_class_labels(model: Model, dataset: Dataset) -> None:
         raise InputError("labels must be classes, since the training images have classes, not objectives")
     require_classes(dataset)
     first = dataset.labels([0]) or ()
-    model.class_index(first[0])  # refuses a label that is no class of the model
+    label_index(model, first[0])  # refuses a label that is no class of the model
 
 
 def copy_at(model: Model, checkpoint: Checkpoint | None) -> Model:

@@ -30,6 +30,7 @@ from phosphene.data import Batch, LabelRows, Rows, State
 from phosphene.hooks import Tap
 from phosphene.roles import Dataset, Images, Labels, Model
 from phosphene.spec import Calls, Cost, InvariantTo, Relation, assert_equal, size
+from phosphene.training import label_index
 
 from ._influence_result import training_influence
 from ._representer_result import RepresenterInfluence
@@ -169,7 +170,7 @@ def representer_points(
     if fit == "classes" and len(names) < len(dataset):
         raise InputError("some images of the data set have no class")
     if fit == "classes":
-        goal = F.one_hot(torch.tensor([model.class_index(name) for name in names]), logits.shape[1]).double()
+        goal = F.one_hot(torch.tensor([label_index(model, name) for name in names]), logits.shape[1]).double()
     else:
         goal = logits.softmax(1)
     scale = features.square().sum(1).mean().sqrt()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from phosphene import InputError, Reference, TensorDataset, batch_size, hookimpl, load_model, method
 from phosphene.roles import Dataset, Images, Labels, Model
 from phosphene.spec import Agrees, Calls, Cost, InvariantTo, size
+from phosphene.training import label_index
 
 from ..embeddings._features import FeatureLayer, embed_dataset, image_features
 from ._influence_result import TrainingInfluence, training_influence
@@ -126,7 +127,7 @@ def similar_examples(
     features = embedding.features
     if similarity == "cosine":
         queries, features = F.normalize(queries), F.normalize(features)
-    indices = torch.tensor([model.class_index(name) for name in embedding.labels], device=model.device)
+    indices = torch.tensor([label_index(model, name) for name in embedding.labels], device=model.device)
     signs = torch.where(indices == labels[:, None], 1, -1)
     values = signs * (queries @ features.T)
     return training_influence(

@@ -24,6 +24,7 @@ from phosphene.data import Batch, Rows, State
 from phosphene.errors import InputError
 from phosphene.images import enlarge_maps
 from phosphene.results import Attribution
+from phosphene.training import label_index
 
 from ._parameters import TargetSource
 
@@ -200,7 +201,7 @@ class EvaluationSet:
                     'the data set has no labels: use target="predicted", or sort its images into a folder '
                     "for each class, or pass TensorDataset(images, classes)"
                 )
-            model.class_index(labels[0])
+            label_index(model, labels[0])
 
     def read(self, indices: range) -> tuple[Tensor, Tensor | None]:
         """Images (n, C, H, W) and masks (n, H, W), None for a data set without masks."""
@@ -215,7 +216,7 @@ def explained_class(model: Model, target: TargetSource, images: Tensor, batch: B
         return Class(tuple(model(images).argmax(1).tolist()))
     labels = batch.labels
     assert labels is not None
-    return Class(tuple(map(model.class_index, labels)))
+    return Class(tuple(label_index(model, label) for label in labels))
 
 
 def evaluate_maps(

@@ -29,6 +29,8 @@ class TextDenoiserRole(InputRole):
     def read(self, value: Any, context: InputContext) -> Denoiser:
         if value == self.default:
             return ColorWords()
+        if isinstance(value, str) and value.startswith("builtin:"):
+            raise InputError(f"the bundled diffusion model that reads prompts is {self.default}, not {value}")
         if not isinstance(value, (str, Path)):
             raise InputError(
                 f"a diffusion model is a Denoiser or a pipeline's folder, not {type_name(value)}"

@@ -196,6 +196,16 @@ def test_the_handler_of_sigterm_is_restored(monkeypatch):
         assert signal.getsignal(signal.SIGTERM) is before
 
 
+def test_a_machine_without_a_cluster_says_how_to_start_one(monkeypatch):
+    def init(*_, **__):
+        raise ConnectionError("Could not find any running Ray instance.")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(PhospheneError, match="no Ray cluster runs on this machine: start one with"):
+        run("embed", executor="ray:auto")
+
+
 @pytest.mark.nightly
 def test_a_cluster_loses_a_machine(model, dataset, tmp_path):
     """One of two machines is removed in the middle: what it computed and had not delivered is repeated."""

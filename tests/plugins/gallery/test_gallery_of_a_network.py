@@ -209,8 +209,11 @@ def test_interrupted_gallery_has_the_cards_so_far(tmp_path: Path, monkeypatch: p
         return make_exhibit(call, source)
 
     monkeypatch.setattr(gallery, "make_exhibit", interrupt)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt) as error:
         make_gallery(tmp_path, only=["grad_cam", "saliency"])
+    assert error.value.__notes__ == [
+        f"interrupted; the page has 1 method: {(tmp_path / 'index.html').resolve().as_uri()}"
+    ]
     assert (tmp_path / "index.html").read_text().count("<article") == 1
 
 
