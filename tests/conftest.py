@@ -2,12 +2,16 @@
 
 import gc
 import os
+import re
 from pathlib import Path
 
 import pytest
 import torch
 
 ASSETS = Path(os.environ.get("PHOSPHENE_ASSETS", Path(__file__).parents[2] / "shared"))
+
+#: What is in the names of the tests that run umap-learn.
+UMAP = re.compile("umap|activation_atlas")
 
 torch.set_num_threads(1)
 
@@ -20,6 +24,17 @@ def assets() -> Path:
             f"real weights and photographs are absent: no {ASSETS / 'weights'} (set PHOSPHENE_ASSETS)"
         )
     return ASSETS
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # umap-learn compiles for 12 to 40 s in each process that uses it: one process runs all of these tests.
+    for item in items:
+        module = item.getparent(pytest.Module)
+        of_the_module = module.get_closest_marker("xdist_group") if module else None
+        if of_the_module is None and UMAP.search(item.nodeid):
+            item.own_markers = [mark for mark in item.own_markers if mark.name != "xdist_group"]
+            item.add_marker(pytest.mark.xdist_group("umap"))
 
 
 def pytest_collection_finish() -> None:

@@ -28,6 +28,8 @@ BLOCKS = [
     Block(*match) for match in re.findall(r"^```(\w+)\n(.*?)^```", PAGE, flags=re.DOTALL | re.MULTILINE)
 ]
 PYTHON = [block.text for block in BLOCKS if block.language == "python"]
+#: ``pytest`` in the author's project runs the checks of ``phosphene check``, all of which are run: here some.
+SHORTER = {"pytest": "pytest -k 'oracle or refuses or matter'"}
 METHOD = Path("src", "phosphene_gradient_entropy", "__init__.py")
 
 
@@ -102,7 +104,7 @@ def test_tutorial_commands(tmp_path: Path) -> None:
         if block.text == oracle_lines:
             write_between_the_marks(author.folder / METHOD, oracle_lines, "oracle")
         if block.language == "sh":
-            outputs |= {line: author.do(line) for line in block.text.splitlines()}
+            outputs |= {line: author.do(SHORTER.get(line, line)) for line in block.text.splitlines()}
     assert "Successfully installed phosphene-gradient-entropy-0.1.0" in outputs["pip install -e ."]
     assert re.search(r"\d\d passed", outputs["pytest"])
     assert "failed" not in outputs["pytest"]

@@ -320,6 +320,7 @@ class Result:
 
     def _draw_rows(self, rows: list[list[Panel]]) -> Figure:
         from matplotlib.figure import Figure
+        from matplotlib.layout_engine import TightLayoutEngine
 
         if not any(rows):
             raise InputError(f"this {type(self).__name__} has no images to draw")
@@ -337,7 +338,8 @@ class Result:
                     axis.imshow(pixels, interpolation="nearest" if max(pixels.shape) < 128 else "antialiased")
                     axis.set_title(plain_label(panel.title, max(40, int(24 * side))), fontsize=8)
         show_text_literally(figure)  # before the layout, which measures the titles
-        figure.tight_layout(pad=0.4)
+        # Not figure.tight_layout, after which savefig draws the figure twice.
+        TightLayoutEngine(pad=0.4).execute(figure)
         return figure
 
     def png(self) -> bytes:

@@ -364,7 +364,7 @@ def _changes(before: Mapping[str, Any]) -> list[str]:
     for where, owner in _NAMESPACES.items():
         now = vars(owner)
         for name, value in before["functions"][where].items():
-            if callable(value) and now.get(name) is not value:
+            if now.get(name) is not value and callable(value):
                 sentences.append(f"{where}.{name} was replaced")
                 setattr(owner, name, value)
     for name, module in before["modules"].items():

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .base import AnyMethod
 
 from .base import ARITHMETIC_UNTESTED, register_check
-from .oracle_examination import recorded_calls
+from .oracle_calls import recorded_calls
 
 
 @register_check(

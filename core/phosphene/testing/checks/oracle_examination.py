@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
-from unittest import mock
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from ...errors import PhospheneError
-from ...registry.method import Method
 from ...spec.relations import InvariantTo
 from ..cases import Case
 from ..observation import input_tensors, tensors_in
@@ -25,57 +21,8 @@ if TYPE_CHECKING:
     from .base import AnyMethod
 
 from .base import register_check
+from .oracle_calls import OracleCall, answer_calls, recorded_calls
 from .relations import RelationCalls
-
-
-@dataclass
-class _Call:
-    """One call of the method in its oracle: inputs, parameters and result."""
-
-    inputs: dict[str, Any]
-    params: dict[str, Any]
-    result: Result
-
-
-@contextmanager
-def _answer_calls(
-    method: AnyMethod, answer: Callable[[Callable[[], Result], dict[str, Any], dict[str, Any]], Result]
-) -> Iterator[None]:
-    """Inside this block, calls of the method return ``answer(execute, inputs, params)``."""
-    execute = Method.execute
-
-    def answered(called: AnyMethod, inputs: Any, params: Any, digest: str | None = None) -> Result:
-        def run() -> Result:
-            return execute(called, inputs, params, digest)
-
-        if called.spec.name != method.spec.name:
-            return run()
-        return answer(run, dict(inputs), dict(params))
-
-    with mock.patch.object(Method, "execute", answered):
-        yield
-
-
-_recordings: WeakKeyDictionary[AnyMethod, list[_Call]] = WeakKeyDictionary()
-
-
-def recorded_calls(method: AnyMethod) -> list[_Call]:
-    """The calls of the method in its oracle, in order; the oracle runs once for all checks.
-
-    Raises what the oracle raises.
-    """
-    if method not in _recordings:
-        calls: list[_Call] = []
-
-        def record(run: Callable[[], Result], inputs: dict[str, Any], params: dict[str, Any]) -> Result:
-            calls.append(_Call(inputs, params, run()))
-            return calls[-1].result
-
-        assert method.spec.oracle is not None
-        with _answer_calls(method, record):
-            method.spec.oracle()
-        _recordings[method] = calls
-    return _recordings[method]
 
 
 def _exempt(check: str) -> Callable[[AnyMethod], str | None]:
@@ -241,7 +188,7 @@ def _spoil_check(name: str, promise: str) -> None:
             return spoiler.result(result, inputs)
 
         assert method.spec.oracle is not None
-        with _answer_calls(method, answer):
+        with answer_calls(method, answer):
             try:
                 method.spec.oracle()
             except Exception:
@@ -259,7 +206,7 @@ def _spoil_check(name: str, promise: str) -> None:
 
 
 def _same_arguments(
-    method: AnyMethod, call: _Call, inputs: Mapping[str, Any], params: Mapping[str, Any]
+    method: AnyMethod, call: OracleCall, inputs: Mapping[str, Any], params: Mapping[str, Any]
 ) -> bool:
     before, now = method.record_inputs(call.inputs), method.record_inputs(inputs)
     one, other = dict(tensors_in(before)), dict(tensors_in(now))

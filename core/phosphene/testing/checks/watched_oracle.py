@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from ..side_effects import is_first_use, record_side_effects
 from .base import register_check
+from .oracle_calls import record_calls
 
 if TYPE_CHECKING:
     from .base import AnyMethod
@@ -25,11 +26,11 @@ def oracle_has_no_side_effects(method: AnyMethod) -> None:
     imported = set(sys.modules)
     for _ in range(2):
         side_effects.clear()
-        with record_side_effects(side_effects):
-            try:
+        try:
+            with record_calls(method), record_side_effects(side_effects):
                 oracle()
-            except AssertionError:
-                return  # the check "oracle" reports it
+        except AssertionError:
+            return  # the check "oracle" reports it
         if not is_first_use(side_effects, imported):
             break
     # An oracle may seed the generators that it draws its own inputs from.
