@@ -8,9 +8,10 @@ import importlib
 import inspect
 import sys
 from pathlib import Path
+from typing import get_args
 
 from phosphene import methods
-from phosphene.testing import MutationReport, mutation_score
+from phosphene.testing import MutationReport, MutationTests, mutation_score
 
 PAGE = Path(__file__).parent.parent / "docs" / "mutation-scores.md"
 HEADER = """# Mutation scores
@@ -21,19 +22,25 @@ Where a file has more mutants than that, 40 are drawn, or 25 where the oracle ta
 
 Column "tests": "all" are the oracle, invariants, relations and the conformance kit's checks of results on
 several cases; "own" are the oracle, invariants and relations, on one case each; "oracle" is the oracle alone.
-Scores of the last two are lower bounds. Shared modules are tested by all methods that import them. Methods of
-a result that display it are not changed. Written by `python tests/mutation_scores.py` (`--own` for a quick
-run without the kit's checks); "file" is the start of the SHA-256 digest of the file that was measured.
+Scores of the last two are lower bounds. Shared modules are tested by all methods that import them, or by the
+methods that the column names. Methods of a result that display it are not changed. "file" is the start of the
+SHA-256 digest of the file that was measured.
+
+`python tests/mutation_scores.py NAME ...` measures methods and modules and writes their rows:
+
+- `--tests own` or `--tests oracle` is quicker than all tests: an oracle that kills 90 % needs no others.
+- `--by METHOD`, repeatable, tests a module by these methods alone: where many import it, or none, since it is
+  in the core. `python tests/mutation_scores.py core/phosphene/images/blur.py --tests oracle --by occlusion`.
+- `--mutants 25` draws fewer mutants of a file.
 
 | method | mutants | of | killed | by the oracle | explained | score | tests | file |
 | --- | ---: | ---: | ---: | ---: | ---: | ---: | --- | --- |
 """
 
 
-def table_row(report: MutationReport, name: str | None = None, tests: str = "all") -> str:
+def table_row(report: MutationReport, name: str, tests: str) -> str:
     """One row of the table; ``name`` of a shared module is its path."""
     by_oracle = sum(o.verdict == "killed" and o.test == "oracle" for o in report.outcomes)
-    name = name or ", ".join(report.methods)
     cells = [name, len(report.outcomes), report.total, report.count("killed"), by_oracle]
     cells += [report.count("explained"), f"{report.score:.0%}", tests, file_digest(name)]
     return f"| {' | '.join(map(str, cells))} |\n"
@@ -70,14 +77,18 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", help="methods or paths of modules; default: all methods")
     parser.add_argument("--mutants", type=int, default=40, help="at most so many of a file")
-    parser.add_argument("--own", action="store_true", help="oracle, invariants and relations alone")
+    parser.add_argument("--tests", choices=get_args(MutationTests), default="all", help="which tests run")
+    parser.add_argument(
+        "--by", metavar="METHOD", action="append", default=[], help="whose tests run; repeatable"
+    )
     options = parser.parse_args(arguments)
     for name in options.names or sorted(plugin.id for plugin in methods.plugins.values()):
-        report = mutation_score(name, mutants=options.mutants, all_checks=not options.own)
+        report = mutation_score(name, mutants=options.mutants, tests=options.tests, by=options.by)
         print(report, flush=True)
         is_module = name.endswith(".py")
-        tests = "own" if options.own or is_module else "all"
-        write_rows([table_row(report, name if is_module else None, tests)])
+        tests = "own" if options.tests == "all" and len(report.methods) > 1 else options.tests
+        by = f" of {', '.join(report.methods)}" if options.by else ""
+        write_rows([table_row(report, name if is_module else methods[name].spec.name, tests + by)])
 
 
 if __name__ == "__main__":
