@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.mutation_scores import file_digest, measured_scores
+from tests.mutation_scores import code_digest, digest_of_source, measured_scores
 
 from phosphene import InputError, UnknownName, methods
 from phosphene.cli.main import main
@@ -273,13 +273,37 @@ def test_scores_of_the_page_are_of_methods_and_modules_that_exist() -> None:
     assert all(name in names or (ROOT / name).is_file() for name in measured_scores())
 
 
+def test_digest_of_a_row_changes_with_the_code_and_not_with_texts() -> None:
+    digest = digest_of_source(METHOD)
+    for text, other in (
+        ("Gradient times two.", "Twice the gradient."),
+        ("images: Images", "images: Tensor"),
+        ("not 4 but", "4, not"),
+        ('title="T"', 'title="U"'),
+        ("cost=Cost(forward=size.images,", "cost=Cost(forward=2 * size.images,"),
+    ):
+        changed = METHOD.replace(text, other)
+        assert changed != METHOD
+        # Of references and other constants the texts count, since a function may use them.
+        assert (digest_of_source(changed) == digest) == ("title" not in text), text
+    for code, other in (
+        ("FACTOR = 2.0", "FACTOR = 3.0"),
+        ("oracle=oracle,", ""),
+        ("# equivalent mutants: no step", "# no step"),
+        ("sum(1)", "mean(1)"),
+    ):
+        changed = METHOD.replace(code, other)
+        assert changed != METHOD
+        assert digest_of_source(changed) != digest, code
+
+
 @pytest.mark.nightly
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", sorted(plugin.id for plugin in methods.plugins.values()))
 def test_nine_of_ten_mutants_of_a_method_are_killed(name: str) -> None:
-    """By its row of the page, or measured again where its file has changed since."""
+    """By its row of the page, or measured again where its code has changed since."""
     score, measured = measured_scores().get(name, (0, ""))
-    if measured == file_digest(name):
+    if measured == code_digest(name):
         assert score >= 90
         return
     report = mutation_score(name, mutants=40)

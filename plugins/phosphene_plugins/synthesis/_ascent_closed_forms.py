@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from phosphene.results import Synthesis
 
 from ._activation_maximization import start_images
 from ._batch_norm_prior import BatchNormPrior
+from ._direction_tiles import START_NOISE, TileParams, direction_score, draw_directions, tile_size
 from ._image_priors import diversity_penalty, transparent_score, with_background
 from ._relations import ALL_TERMS, PLAIN, gradient_ascent
 
@@ -155,6 +157,59 @@ def _parametrizations_follow_their_gradients(visualize: Visualize, model: Model)
     except InputError:
         refused = True
     assert refused, "pixels have no opacity"
+
+
+def directions_have_their_closed_forms() -> None:
+    """Score, side and start of the tiles of ``draw_directions``."""
+    conv = nn.Conv2d(3, 2, 1, bias=False)
+    with torch.no_grad():
+        conv.weight.copy_(torch.tensor([0.9, -0.4, 0.3, -0.2, 0.8, 0.6]).view_as(conv.weight))
+    model = _pooled(conv, mean=[0.4, 0.5, 0.6], std=[0.5, 0.25, 0.4])
+    images = _start_image()
+    images[..., :2, :] = model.mean.double().view(3, 1, 1)  # there the activations are 0
+    images.requires_grad_()
+    units = torch.tensor([[0.6, -0.8]], dtype=torch.float64)
+    score = direction_score(images, model=model, layer="0", units=units, power=2.0)
+    maps = torch.einsum("kc,nchw->nkhw", conv.weight[..., 0, 0], model.normalize(images))[0].flatten(1)
+    values = [float(units[0] @ a) for a in maps.detach().T]
+    cosines = [value / max(float(a.norm()), 1e-9) for value, a in zip(values, maps.detach().T, strict=True)]
+    expected = sum(value * max(c, 0.1) ** 2 for value, c in zip(values, cosines, strict=True)) / len(values)
+    torch.testing.assert_close(score, images.new_tensor([expected]))
+    assert min(cosines) < 0 < 0.5 < max(cosines)
+    assert torch.autograd.grad(score, images)[0].isfinite().all()
+
+    for height, width in ((10, 70), (70, 10)):
+        long = load_model(model.module, input_size=(3, height, width))
+        assert tile_size(long, None) == (min(height, 64), min(width, 64))
+    flat = nn.Sequential(nn.Flatten(), nn.Linear(3 * 70 * 66, 2))
+    assert tile_size(load_model(flat, input_size=(3, 70, 66)), None) == (70, 66)
+    assert tile_size(model, 8) == (8, 8)
+    _tiles_start_and_follow_their_gradients(model)
+
+
+def _tiles_start_and_follow_their_gradients(model: Model) -> None:
+    plain: dict[str, Any] = {"parametrization": "pixels", "optimizer": "sgd", "steps": 1, **PLAIN}
+    conv = nn.Conv2d(3, 2, 1)
+    closed = _pooled(conv, nn.ReLU())
+    with torch.no_grad():
+        conv.weight.fill_(1 / 3)
+        conv.bias = nn.Parameter(torch.tensor([-0.5, -0.92], dtype=torch.float64))
+    directions = torch.tensor([[2.0, 0.0], [0.0, 0.0], [0.0, 3.0]], dtype=torch.float64)
+    params = TileParams(**plain | {"lr": 1e-9})
+    tiles, values = draw_directions(closed, "1", directions, _SIDES, params, 0)
+    white = (0.5 + START_NOISE * _normal(3, 0)).clamp(0, 1)
+    expected = torch.cat([white, torch.full_like(white, 0.5), _coarse(0 + 1)])
+    torch.testing.assert_close(tiles, expected, rtol=0, atol=1e-6)
+    units = torch.eye(2, dtype=torch.float64)
+    score = direction_score(expected[[0, 2]], model=closed, layer="1", units=units, power=params.power)
+    torch.testing.assert_close(values, torch.stack([score[0], score[0] * 0, score[1]]), rtol=0, atol=1e-6)
+
+    options = {**plain, "steps": 2, "lr": 20.0, "jitter": 2, "rotate": 10.0, "rescale": 1.2}
+    tiles, _ = draw_directions(model, "0", directions[:1], _SIDES, TileParams(**options), 3)
+    start = start_images(model, (1, 3, *_SIDES), "pixels", START_NOISE, 3)
+    score_of = partial(direction_score, model=model, layer="0", units=units[:1], power=2.0)
+    loop = dict.fromkeys(ALL_TERMS, 0) | options | {"seed": 3}
+    torch.testing.assert_close(tiles, gradient_ascent(score_of, start, model.mean, loop), rtol=0, atol=1e-6)
 
 
 def _check_transparent(result: Synthesis, expected: Tensor) -> None:
