@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import hashlib
 import importlib
 import inspect
 import sys
 from pathlib import Path
+from typing import get_args
 
 from phosphene import methods
-from phosphene.testing import MutationReport, mutation_score
+from phosphene.testing import MutationReport, MutationTests, mutation_score
+from phosphene.testing.mutants import EQUIVALENT
 
 PAGE = Path(__file__).parent.parent / "docs" / "mutation-scores.md"
 HEADER = """# Mutation scores
@@ -21,34 +24,82 @@ Where a file has more mutants than that, 40 are drawn, or 25 where the oracle ta
 
 Column "tests": "all" are the oracle, invariants, relations and the conformance kit's checks of results on
 several cases; "own" are the oracle, invariants and relations, on one case each; "oracle" is the oracle alone.
-Scores of the last two are lower bounds. Shared modules are tested by all methods that import them. Methods of
-a result that display it are not changed. Written by `python tests/mutation_scores.py` (`--own` for a quick
-run without the kit's checks); "file" is the start of the SHA-256 digest of the file that was measured.
+Scores of the last two are lower bounds. Shared modules are tested by all methods that import them, or by the
+methods that the column names. Methods of a result that display it are not changed. "code" is the start of the
+SHA-256 digest of the code that was measured, without texts and types.
 
-| method | mutants | of | killed | by the oracle | explained | score | tests | file |
+`python tests/mutation_scores.py NAME ...` measures methods and modules and writes their rows:
+
+- `--tests own` or `--tests oracle` is quicker than all tests: an oracle that kills 90 % needs no others.
+- `--by METHOD`, repeatable, tests a module by these methods alone: where many import it, or none, since it is
+  in the core. `python tests/mutation_scores.py core/phosphene/images/blur.py --tests oracle --by occlusion`.
+- `--mutants 25` draws fewer mutants of a file.
+
+| method | mutants | of | killed | by the oracle | explained | score | tests | code |
 | --- | ---: | ---: | ---: | ---: | ---: | ---: | --- | --- |
 """
 
 
-def table_row(report: MutationReport, name: str | None = None, tests: str = "all") -> str:
+def table_row(report: MutationReport, name: str, tests: str) -> str:
     """One row of the table; ``name`` of a shared module is its path."""
     by_oracle = sum(o.verdict == "killed" and o.test == "oracle" for o in report.outcomes)
-    name = name or ", ".join(report.methods)
     cells = [name, len(report.outcomes), report.total, report.count("killed"), by_oracle]
-    cells += [report.count("explained"), f"{report.score:.0%}", tests, file_digest(name)]
+    cells += [report.count("explained"), f"{report.score:.0%}", tests, code_digest(name)]
     return f"| {' | '.join(map(str, cells))} |\n"
 
 
-def file_digest(name: str) -> str:
-    """The start of the digest of a method's or module's file: a row of another one is out of date."""
+def code_digest(name: str) -> str:
+    """The start of the digest of a method's or module's code: a row of other code is out of date."""
     file = PAGE.parent.parent / name
     if not name.endswith(".py"):
         file = Path(str(importlib.import_module(inspect.unwrap(methods[name]).__module__).__file__))
-    return hashlib.sha256(file.read_bytes()).hexdigest()[:10]
+    return digest_of_source(file.read_text(encoding="utf-8"))
+
+
+def digest_of_source(source: str) -> str:
+    """The start of the SHA-256 digest of what mutants and tests depend on, not of texts and types."""
+    code = ast.unparse(_WithoutTexts().visit(ast.parse(source)))
+    explained = [line.strip() for line in source.splitlines() if EQUIVALENT in line]
+    return hashlib.sha256("\n".join([code, *explained]).encode()).hexdigest()[:10]
+
+
+class _WithoutTexts(ast.NodeTransformer):
+    """Removes docstrings, annotations, imports, raised errors and what a method declares beside its tests."""
+
+    def generic_visit(self, node: ast.AST) -> ast.AST:
+        super().generic_visit(node)
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node):
+            del node.body[0]
+        return node
+
+    def visit_Import(self, node: ast.Import) -> None: ...
+
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> None: ...
+
+    def visit_Raise(self, node: ast.Raise) -> ast.AST:
+        return ast.Pass()
+
+    def visit_arg(self, node: ast.arg) -> ast.AST:
+        return ast.arg(node.arg)
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST | None:
+        alias = isinstance(node.annotation, ast.Name) and node.annotation.id == "TypeAlias"
+        node.annotation = ast.Constant(None)
+        return None if alias else self.generic_visit(node)
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+        node.returns = None
+        for decorator in node.decorator_list:
+            if isinstance(decorator, ast.Call):
+                decorator.keywords = [k for k in decorator.keywords if k.arg in _TESTS]
+        return self.generic_visit(node)
+
+
+_TESTS = {"oracle", "invariants", "relations", "exempt"}
 
 
 def measured_scores() -> dict[str, tuple[int, str]]:
-    """The score in percent and the digest of the measured file of each row of the page."""
+    """The score in percent and the digest of the measured code of each row of the page."""
     rows = [line.split("|") for line in PAGE.read_text(encoding="utf-8").splitlines() if line.endswith("|")]
     return {
         row[1].strip(): (int(row[7].strip().rstrip("%")), row[9].strip())
@@ -69,15 +120,22 @@ def main(arguments: list[str]) -> None:
     """Add rows to the page, and print the survivors."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", help="methods or paths of modules; default: all methods")
+    parser.add_argument("--jobs", type=int, help="processes at once; default: the number of CPUs")
     parser.add_argument("--mutants", type=int, default=40, help="at most so many of a file")
-    parser.add_argument("--own", action="store_true", help="oracle, invariants and relations alone")
+    parser.add_argument("--tests", choices=get_args(MutationTests), default="all", help="which tests run")
+    parser.add_argument(
+        "--by", metavar="METHOD", action="append", default=[], help="whose tests run; repeatable"
+    )
     options = parser.parse_args(arguments)
     for name in options.names or sorted(plugin.id for plugin in methods.plugins.values()):
-        report = mutation_score(name, mutants=options.mutants, all_checks=not options.own)
+        report = mutation_score(
+            name, mutants=options.mutants, tests=options.tests, by=options.by, jobs=options.jobs
+        )
         print(report, flush=True)
         is_module = name.endswith(".py")
-        tests = "own" if options.own or is_module else "all"
-        write_rows([table_row(report, name if is_module else None, tests)])
+        tests = "own" if options.tests == "all" and len(report.methods) > 1 else options.tests
+        by = f" of {', '.join(report.methods)}" if options.by else ""
+        write_rows([table_row(report, name if is_module else methods[name].spec.name, tests + by)])
 
 
 if __name__ == "__main__":

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.mutation_scores import file_digest, measured_scores
+from tests.mutation_scores import code_digest, digest_of_source, measured_scores
 
-from phosphene import InputError, methods
+from phosphene import InputError, UnknownName, methods
 from phosphene.cli.main import main
-from phosphene.testing import mutation_score
+from phosphene.testing import mutation_score, mutation_server
 from phosphene.testing.mutants import generate_mutants
 
 ROOT = Path(__file__).parents[2]
@@ -124,7 +124,7 @@ def test_sample_of_mutants_is_even_and_the_same_each_time(method_file: Path) -> 
 
 
 def test_oracle_kills_mutants_that_it_sees_and_no_others(method_file: Path) -> None:
-    report = mutation_score(method_file, all_checks=False)
+    report = mutation_score(method_file, tests="own")
     outcomes = {changed_lines(outcome.diff): outcome for outcome in report.outcomes}
     assert report.methods == ["attribution.weighted"]
     assert not report.failing
@@ -172,12 +172,30 @@ def test_shared_module_is_tested_by_the_methods_that_import_it(
         assert verdicts["return 2 / x"] == "killed"
         # Nothing uses half.
         assert verdicts["return x * 2"] == "survived"
+        # The methods named test it alone, also where they do not import it.
+        report = mutation_score(package / "_factors.py", tests="oracle", by=["bit_depth"])
+        assert report.methods == ["defenses.bit_depth"]
+        assert {outcome.verdict for outcome in report.outcomes} == {"survived"}
         (package / "_unused.py").write_text("def one():\n    return 1\n")
         with pytest.raises(InputError, match="no method imports this module"):
             mutation_score(package / "_unused.py")
     finally:
         for name in [name for name in sys.modules if name.startswith("shared_arithmetic")]:
             del sys.modules[name]
+
+
+def test_unknown_tests_and_methods_are_refused(method_file: Path) -> None:
+    with pytest.raises(UnknownName, match='"oracle"|oracle'):
+        mutation_score(method_file, tests="oracles")  # type: ignore[arg-type]
+    with pytest.raises(UnknownName, match="bit_depth"):
+        mutation_score(method_file, by=["bit_depths"])
+
+
+def test_oracle_alone_tests_no_relations() -> None:
+    method = methods["attacks.fgsm"]
+    baseline = mutation_server.Tests([method], "oracle").baseline()
+    assert (baseline["plan"], baseline["failing"]) == ([], [])
+    assert mutation_server.Tests([method], "own").baseline()["plan"]
 
 
 def test_numbers_of_classes_are_changed_and_their_fields_are_not(
@@ -230,7 +248,7 @@ def test_command_prints_survivors_and_the_score(
 @pytest.mark.nightly
 def test_checks_of_results_kill_mutants_that_the_oracle_does_not_see(method_file: Path) -> None:
     some = mutation_score(method_file)
-    few = mutation_score(method_file, all_checks=False)
+    few = mutation_score(method_file, tests="own")
     assert some.count("killed") > few.count("killed")
 
 
@@ -255,13 +273,37 @@ def test_scores_of_the_page_are_of_methods_and_modules_that_exist() -> None:
     assert all(name in names or (ROOT / name).is_file() for name in measured_scores())
 
 
+def test_digest_of_a_row_changes_with_the_code_and_not_with_texts() -> None:
+    digest = digest_of_source(METHOD)
+    for text, other in (
+        ("Gradient times two.", "Twice the gradient."),
+        ("images: Images", "images: Tensor"),
+        ("not 4 but", "4, not"),
+        ('title="T"', 'title="U"'),
+        ("cost=Cost(forward=size.images,", "cost=Cost(forward=2 * size.images,"),
+    ):
+        changed = METHOD.replace(text, other)
+        assert changed != METHOD
+        # Of references and other constants the texts count, since a function may use them.
+        assert (digest_of_source(changed) == digest) == ("title" not in text), text
+    for code, other in (
+        ("FACTOR = 2.0", "FACTOR = 3.0"),
+        ("oracle=oracle,", ""),
+        ("# equivalent mutants: no step", "# no step"),
+        ("sum(1)", "mean(1)"),
+    ):
+        changed = METHOD.replace(code, other)
+        assert changed != METHOD
+        assert digest_of_source(changed) != digest, code
+
+
 @pytest.mark.nightly
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", sorted(plugin.id for plugin in methods.plugins.values()))
 def test_nine_of_ten_mutants_of_a_method_are_killed(name: str) -> None:
-    """By its row of the page, or measured again where its file has changed since."""
+    """By its row of the page, or measured again where its code has changed since."""
     score, measured = measured_scores().get(name, (0, ""))
-    if measured == file_digest(name):
+    if measured == code_digest(name):
         assert score >= 90
         return
     report = mutation_score(name, mutants=40)
@@ -279,12 +321,11 @@ def test_checks_left_out_of_mutation_runs_exist() -> None:
 
 
 def test_checks_from_which_a_method_is_exempt_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    from phosphene.testing import mutation_server
     from phosphene.testing.checks import CHECKS
 
     exempt = methods["attacks.deepfool"]
     assert "parameters_matter" in exempt.spec.exempt
     monkeypatch.setattr(mutation_server, "_checks", lambda method: [CHECKS["parameters_matter"]])
     monkeypatch.setattr(mutation_server, "_cases", lambda method: [])
-    baseline = mutation_server.Tests([exempt], brief=False).baseline()
+    baseline = mutation_server.Tests([exempt], "all").baseline()
     assert (baseline["plan"], baseline["failing"]) == ([], [])

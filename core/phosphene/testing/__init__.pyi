@@ -10,6 +10,7 @@ from .kit import parametrize_with_checks as parametrize_with_checks
 from .linear_model import linear_model as linear_model
 from .mutation import MutantOutcome as MutantOutcome
 from .mutation import MutationReport as MutationReport
+from .mutation import MutationTests as MutationTests
 from .mutation import mutation_score as mutation_score
 from .networks import make_network as make_network
 from .symmetric_networks import RELATION_NETWORKS as RELATION_NETWORKS

@@ -11,11 +11,11 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from pydantic import BaseModel, computed_field
 
-from ..errors import InputError, PluginError
+from ..errors import InputError, PluginError, UnknownName
 from ..registry.lookup import methods
 from ..registry.method import Method
 
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 #: Seconds of CPU time that the tests of the unchanged method may take.
 BASELINE_SECONDS = 600
+
+#: Which tests run on mutants: those of ``mutation_score``.
+MutationTests = Literal["all", "own", "oracle"]
 
 
 class MutantOutcome(BaseModel):
@@ -95,7 +98,8 @@ def mutation_score(
     *,
     mutants: int = 60,
     jobs: int | None = None,
-    all_checks: bool = True,
+    tests: MutationTests = "all",
+    by: Sequence[str] = (),
 ) -> MutationReport:
     """Test a method's oracle, invariants and relations on mutants of its code.
 
@@ -104,17 +108,21 @@ def mutation_score(
     the kit's checks of results on a few cases, until one fails. A mutant that passes them all survives: its
     diff is a mistake that nothing would notice.
 
-    method: a method, its name, or the path of a module of functions that methods of its package import, which
-    is tested by the oracles of those methods. mutants: at most so many, evenly from all; the same in every
-    call. jobs: processes at once; default: the number of CPUs. all_checks: without it oracle, invariants and
-    relations alone, on one case each; so for a module, since many methods are tested.
+    method: a method, its name, or the path of a module of functions that methods import, which is tested by
+    those methods. mutants: at most so many, evenly from all; the same in every call. jobs: processes at once;
+    default: the number of CPUs. tests: "all"; "own", oracle, invariants and relations alone, on one case
+    each, as always where several methods are tested; "oracle", the oracle alone. by: names of the methods
+    whose tests run; default: the method itself, or of a module all that import it, directly or not.
 
-    Raises MissingExtra without the extra ``mutation``, InputError for a file that no method uses, PluginError
-    where the tests of the unchanged method do not run.
+    Raises MissingExtra without the extra ``mutation``, InputError for a file that no method uses, UnknownName
+    for a method or ``tests`` that does not exist, PluginError where the tests of the unchanged method do not
+    run.
     """
     from .mutants import generate_mutants
 
-    tested, module, functions = _target(method)
+    if tests not in get_args(MutationTests):
+        raise UnknownName("tests", tests, get_args(MutationTests))
+    tested, module, functions = _target(method, [methods[name] for name in by])
     file = Path(str(module.__file__))
     generated, total = generate_mutants(file, functions, mutants)
     report = MutationReport(
@@ -128,7 +136,7 @@ def mutation_score(
         file,
         generated,
         jobs or len(os.sched_getaffinity(0)),
-        brief=len(tested) > 1 or not all_checks,
+        "own" if tests == "all" and len(tested) > 1 else tests,
     )
     baseline = next(replies)
     if "cpu" not in baseline:
@@ -158,13 +166,15 @@ def _outcome(mutant: Mutant, reply: dict[str, Any]) -> MutantOutcome:
 # --- which methods and functions -------------------------------------------------------------
 
 
-def _target(method: str | Path | Method[..., Any]) -> tuple[list[Method[..., Any]], Any, list[str]]:
+def _target(
+    method: str | Path | Method[..., Any], by: list[Method[..., Any]]
+) -> tuple[list[Method[..., Any]], Any, list[str]]:
     """The methods whose tests run, the module that is mutated, and the names of functions in it."""
     if isinstance(method, Path) or (isinstance(method, str) and method.endswith(".py")):
-        return _shared_module(Path(method))
+        return _shared_module(Path(method), by)
     tested = methods[method] if isinstance(method, str) else method
     module = importlib.import_module(inspect.unwrap(tested).__module__)
-    return [tested], module, _own_functions(tested, module.__name__)
+    return by or [tested], module, _own_functions(tested, module.__name__)
 
 
 def _own_functions(method: Method[..., Any], module: str) -> list[str]:
@@ -172,37 +182,38 @@ def _own_functions(method: Method[..., Any], module: str) -> list[str]:
     return [f.__name__ for f in functions if f is not None and f.__module__ == module]
 
 
-def _shared_module(file: Path) -> tuple[list[Method[..., Any]], Any, list[str]]:
-    """A module of functions, and the methods in its package whose modules import it, directly or not."""
+def _shared_module(file: Path, by: list[Method[..., Any]]) -> tuple[list[Method[..., Any]], Any, list[str]]:
+    """A module of functions, and ``by`` or the methods that import it; a module with methods, and these."""
     file = file.resolve()
     folder, parts = file.parent, [file.stem]
     while (folder / "__init__.py").is_file():
         folder, parts = folder.parent, [folder.name, *parts]
-    imports = {path: _imported_files(path, folder) for path in (folder / parts[0]).rglob("*.py")}
+    name = ".".join(parts)
+    module = importlib.import_module(name)
+    if own := _methods_of(module):
+        return by or own, module, [function for method in own for function in _own_functions(method, name)]
+    definitions = (ast.FunctionDef, ast.ClassDef)
+    functions = [n.name for n in ast.parse(file.read_text("utf-8")).body if isinstance(n, definitions)]
+    return by or _users(file, folder, parts[0]), module, functions
+
+
+def _methods_of(module: Any) -> list[Method[..., Any]]:
+    """The methods that a module defines."""
+    values = [value for value in vars(module).values() if isinstance(value, Method)]
+    return [value for value in values if inspect.unwrap(value).__module__ == module.__name__]
+
+
+def _users(file: Path, root: Path, package: str) -> list[Method[..., Any]]:
+    """The methods of a package whose modules import a file, directly or not."""
+    imports = {path: _imported_files(path, root) for path in (root / package).rglob("*.py")}
     users = {file}
     while added := {path for path, used in imports.items() if used & users} - users:
         users |= added
-    tested = []
-    for path in sorted(users):
-        name = ".".join(path.relative_to(folder).with_suffix("").parts)
-        module = importlib.import_module(name)
-        tested += [
-            value
-            for value in vars(module).values()
-            if isinstance(value, Method) and inspect.unwrap(value).__module__ == name
-        ]
+    names = [".".join(path.relative_to(root).with_suffix("").parts) for path in sorted(users)]
+    tested = [method for name in names for method in _methods_of(importlib.import_module(name))]
     if not tested:
-        raise InputError(f"{file}: no method imports this module")
-    name = ".".join(parts)
-    module = importlib.import_module(name)
-    if own := [method for method in tested if inspect.unwrap(method).__module__ == name]:
-        return own, module, [function for method in own for function in _own_functions(method, name)]
-    definitions = (ast.FunctionDef, ast.ClassDef)
-    return (
-        tested,
-        module,
-        [n.name for n in ast.parse(file.read_text("utf-8")).body if isinstance(n, definitions)],
-    )
+        raise InputError(f"{file}: no method imports this module; name the methods that test it with by=")
+    return tested
 
 
 def _imported_files(path: Path, root: Path) -> set[Path]:
@@ -225,7 +236,7 @@ def _serve(
     file: Path,
     generated: Sequence[Mutant],
     jobs: int,
-    brief: bool,
+    tests: MutationTests,
 ) -> Iterator[dict[str, Any]]:
     """The replies of a ``mutation_server``: the unchanged method's first, then the mutants' as they end."""
     request = {
@@ -235,7 +246,7 @@ def _serve(
         "methods": [(inspect.unwrap(m).__module__, inspect.unwrap(m).__name__) for m in tested],
         "functions": sorted({mutant.function.partition(".")[0] for mutant in generated}),
         "mutants": [{"function": mutant.function, "source": mutant.source} for mutant in generated],
-        "brief": brief,
+        "tests": tests,
         "seconds": BASELINE_SECONDS,
         "jobs": jobs,
     }

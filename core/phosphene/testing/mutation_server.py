@@ -33,6 +33,7 @@ from .observation import observe
 if TYPE_CHECKING:
     from ..registry.method import Method
     from .checks import Check
+    from .mutation import MutationTests
     from .observation import Observation
 
     AnyMethod = Method[..., Any]
@@ -78,7 +79,7 @@ def main() -> None:
     torch.set_num_threads(1)
     module = importlib.import_module(request["module"])
     tested = [getattr(importlib.import_module(name), attribute) for name, attribute in request["methods"]]
-    tests = Tests(tested, request["brief"])
+    tests = Tests(tested, request["tests"])
     (baseline,) = _run_forks([tests.baseline], 1, request["seconds"], lambda index, reply: None)
     _reply(replies, baseline)
     if baseline.get("error") or baseline.get("killed"):
@@ -118,12 +119,12 @@ def _test_mutant(
 class Tests:
     """The oracles of some methods, then their invariants, relations and checks of the kit on a few cases.
 
-    ``brief``: only invariants and relations, on one case each; for a module that many methods use.
+    ``kind``: "all" of these; "own", without the kit's checks, on one case each; "oracle", the oracles alone.
     """
 
-    def __init__(self, methods: Sequence[AnyMethod], brief: bool) -> None:
+    def __init__(self, methods: Sequence[AnyMethod], kind: MutationTests) -> None:
         self.methods = methods
-        self.brief = brief
+        self.kind = kind
         #: Limit of CPU time after the oracles.
         self.seconds = 0.0
         #: (method, check, case) by index, as far as they pass without a mutant.
@@ -151,12 +152,12 @@ class Tests:
             for oracle in oracles:
                 oracle()
         oracle_cpu = time.process_time() - cpu
-        for number, method in enumerate(self.methods):
+        for number, method in enumerate(self.methods if self.kind != "oracle" else ()):
             accepted = [index for index, _ in enumerate(_cases(method)) if self._is_accepted(number, index)]
             for index, check in enumerate(_checks(method)):
-                if check.reason_to_skip(method) is not None or (self.brief and _is_general(check)):
+                if check.reason_to_skip(method) is not None or (self.kind == "own" and _is_general(check)):
                     continue
-                cases = accepted[: 1 if self.brief or check.on == "case" else None]
+                cases = accepted[: 1 if self.kind == "own" or check.on == "case" else None]
                 for case in [0] if check.on == "method" else cases:
                     failure = self._failure(number, index, case)
                     if failure is None:

@@ -1,5 +1,6 @@
 """Token norms: high-norm patch tokens of a vision transformer, by block and image."""
 
+import dataclasses
 from typing import Annotated, Any
 
 import torch
@@ -34,6 +35,13 @@ def equals_the_norms_of_the_tokens() -> None:
     assert result.high.tolist() == [[1, 1], [1, 1]] and bool(result.is_high()[:, :, 1, 0].all())
     assert result.images_with_high_norms() == {"blocks.0": [0, 1], "blocks.1": [0, 1]}
     assert token_norms(model, images, factor=1e6).images_with_high_norms() == {}
+    # In the second block of the second of three images one norm exceeds twice the median of 10.
+    maps = torch.tensor([[1.0, 1, 2], [1, 0, 1]]).expand(3, 2, 2, 3) * torch.tensor([1.0, 10]).view(2, 1, 1)
+    maps[1, 1, 1, 2] = 40
+    high = high_norms(maps, 2)
+    assert high.nonzero().tolist() == [[1, 1, 1, 2]] and torch.equal(high_norms(maps[1], 2), high[1])
+    three = dataclasses.replace(result, layers=("first", "second"), high=high.sum((2, 3)))
+    assert three.images_with_high_norms() == {"second": [1]}
 
 
 @torch.no_grad()

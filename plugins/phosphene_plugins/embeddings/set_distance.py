@@ -1,6 +1,7 @@
 """Set distance: Fréchet and kernel distance between two data sets in feature space, as in FID and KID."""
 
-from typing import Annotated
+from types import SimpleNamespace
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -63,6 +64,21 @@ def _oracle() -> None:
     result = set_distance(wide, TensorDataset(thirds[:4]), TensorDataset(thirds[4:]))
     assert [points.shape for points in result.points] == [(4, 2), (5, 2)]
     assert torch.linalg.matrix_rank(torch.cat(result.points)) == 2
+    x, y = thirds[:4, 0, 0].double(), thirds[4:, 0, 0].double()
+    kernels = [(a @ b.T / 3 + 1) ** 3 for a, b in ((x, x), (y, y), (x, y))]
+    means = [(k.sum() - k.trace()) / (len(k) * (len(k) - 1)) for k in kernels[:2]]
+    assert abs(float(result.kernel) - float(sum(means) - 2 * kernels[2].mean())) < 1e-6
+    # Rounding makes no distance of a set from itself negative.
+    assert all(_frechet_distance(a, a) >= 0 for a in (x, y, x[:, :1], y[:, :2], x[:2], y[:3]))
+    named_set, loaded = SimpleNamespace(uri="set"), SimpleNamespace(uri="features")
+    names: Any = [(named_set, loaded), (None, loaded), (None, None)]
+    assert [_name(*each) for each in names] == ["set", "features", None]
+    refused = False
+    try:
+        set_distance(model, sets[0], TensorDataset(many[:1]))
+    except InputError:
+        refused = True
+    assert refused, "one image has no covariance"
 
 
 @method(

@@ -191,6 +191,7 @@ def draw_prompted(
     times = timesteps(denoiser.time_steps, steps)[::-1]
     height, width = image_size or denoiser.image_size or images.shape[2:]
     random = torch.Generator().manual_seed(seed or 0)
+    # equivalent mutants: only its sides matter
     blank = images.new_zeros(1, denoiser.channels, height, width)
     with guard(denoiser), torch.no_grad():
         shape = encode_padded(denoiser, blank).shape[1:]
@@ -363,6 +364,8 @@ def decoupled_attention_by_hand() -> None:
         assert (result.drawn - result.plain).abs().max() > 0.01
     large = call(images, models[0], adapter, prompts=["a"], steps=1, size=[7, 6])
     assert large.drawn.shape == (2, 1, 3, 7, 6)
+    names = [f"up_blocks.1.attentions.0.transformer_blocks.{n}.attn2" for n in (0, 1)]
+    assert blocks_of([*names, "middle"]) == ["up_blocks.1.attentions.0", "middle"]
     refused: tuple[tuple[type[Exception], Tensor, dict[str, float], str], ...] = (
         (UnknownName, images, {"up_blocks.2": 1.0}, "has down_blocks.0, up_blocks.0 "),
         (InputError, images[:, :1], {"up_blocks.0": 1.0}, "takes 3 channels"),

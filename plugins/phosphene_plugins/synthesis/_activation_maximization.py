@@ -262,7 +262,7 @@ def maximize_activation(
         lr=params.lr,
         optimizer=params.optimizer,
         maximize=not params.minimize,
-        regularizer=penalty if has_penalty else None,
+        regularizer=penalty if has_penalty else None,  # equivalent mutants: penalties of weight 0
         transform=transform,
         after_step=blur_and_clip
         if params.blur_every or params.clip_norm or params.clip_contribution
@@ -396,7 +396,7 @@ def _initial_network(
         params,
         seed,
         draw=lambda own_seed: draw(params.start_noise, own_seed),
-        redraw=lambda rows, own_seed: draw(_COARSE_DEVIATION, own_seed).expand_as(rows),
+        redraw=lambda rows, own_seed: draw(_COARSE_DEVIATION, own_seed),
         images=lambda weights: network(weights).image()[:, :channels],
     )
     return network(weights)
@@ -474,9 +474,10 @@ def _pink_noise_images(shape: tuple[int, ...], seed: int | None, mean: Tensor, d
 
     White noise stays in the image as grain: the steps of a Fourier spectrum barely change high frequencies.
     """
-    white = noise_images((1, *shape[1:]), seed=seed).double() - 0.5
+    white = noise_images((1, *shape[1:]), seed=seed).double()
+    # equivalent mutants: the noise is divided by its deviation
     decay = 1 / optimize.fourier_frequencies(*shape[2:])
-    decay[0, 0] = 0
+    decay[0, 0] = 0  # the mean
     noise = torch.fft.irfft2(torch.fft.rfft2(white) * decay, s=shape[2:])
     noise = deviation * noise / noise.std().clamp(min=1e-12)
     images: Tensor = (mean.double().cpu()[None, :, None, None] + noise).clamp(0, 1)
@@ -495,7 +496,7 @@ def without_gradient(score: Callable[[Tensor], Tensor], images: Tensor) -> Tenso
 
 
 def coarse_noise(images: Tensor, seed: int | None) -> Tensor:
-    """Gray noise (N, C, H, W), the same for all images, blurred by a tenth of their side."""
+    """Gray noise (1, 1, H, W) for images (N, C, H, W), blurred by a tenth of their shorter side."""
     sides = images.shape[2:]
     noise = gaussian_blur(noise_images((1, 1, *sides), seed=seed) - 0.5, min(sides) / 10)
-    return (0.5 + _COARSE_DEVIATION * noise / noise.std()).clamp(0, 1).expand_as(images).to(images)
+    return (0.5 + _COARSE_DEVIATION * noise / noise.std()).clamp(0, 1).to(images)

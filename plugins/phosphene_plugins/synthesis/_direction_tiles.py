@@ -86,6 +86,7 @@ def draw_directions(
     shape = (len(directions), model.input_size[0], *size)
     tiles = start_images(model, shape, "pixels", 0.0, seed)
     scores = directions.new_zeros(len(directions))
+    # equivalent mutants: a row for each entry that is not 0, with the same tile
     nonzero = directions.norm(dim=1).nonzero()[:, 0]
     start = start_images(model, shape, params.parametrization, START_NOISE, seed)[:1]
     for rows in nonzero.split(batch_size(model)):

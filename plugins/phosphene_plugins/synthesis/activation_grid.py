@@ -18,6 +18,7 @@ from phosphene.spec import Cost, InvariantTo, PixelRange, param, size
 
 from ..embeddings._features import position_features
 from ._activation_maximization import CARTER, RESTARTS
+from ._ascent_closed_forms import directions_have_their_closed_forms
 from ._direction_tiles import TileParams, TileSide, draw_directions, tile_size
 
 #: Largest number of rows and of columns of the grid by default.
@@ -124,6 +125,7 @@ def linear_layer_has_its_closed_form() -> None:
     ):
         rows = [torch.cat([*tiles[:, row].unbind(1)], 3) for row in range(3)]
         torch.testing.assert_close(mosaics, torch.cat(rows, 2))
+    directions_have_their_closed_forms()
     empty = activation_grid(model, images[:1], **plain | {"cells": 2, "power": 2.0, "steps": 1})
     assert empty.tiles.shape == (1, 2, 2, 3, 8, 8)
     few = {**plain, "steps": 1, "cells": 2}

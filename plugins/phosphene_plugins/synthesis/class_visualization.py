@@ -18,6 +18,7 @@ from ._activation_maximization import (
     class_count,
     maximize_activation,
 )
+from ._ascent_closed_forms import ascent_has_its_closed_forms
 from ._relations import PLAIN, agrees_with_ascent, class_ascent
 
 
@@ -51,6 +52,7 @@ def linear_unit_with_l2_has_its_closed_form() -> None:
         except DivergenceError:
             passes.append(0)
     assert passes == [1] * 9 + [0, 1, 0]
+    ascent_has_its_closed_forms(class_visualization)
 
 
 @method(
