@@ -17,7 +17,15 @@ from wrong_methods import attribution
 from phosphene import Method, TensorDataset, input_gradient, layer_gradients, method, methods, scores
 from phosphene.attacks import build_result, predict_logits, project
 from phosphene.images import enlarge_maps
-from phosphene.results import AdversarialExamples, Attribution, Embedding, Neighbors, Panel, Result
+from phosphene.results import (
+    AdversarialExamples,
+    Attribution,
+    Embedding,
+    Neighbors,
+    Panel,
+    Result,
+    Synthesis,
+)
 from phosphene.roles import Dataset, Images, Labels, LayerName, Model, Seed, Target
 from phosphene.testing import check_method
 from phosphene.testing.techniques import first_party_twin
@@ -321,6 +329,117 @@ def explained_variance(wrong: bool) -> Callable[..., Any]:
     return shares
 
 
+@caught_by("larger_stabilizers_absorb_more")
+def stabilized(wrong: bool) -> Callable[..., Any]:
+    def relevance(
+        model: Model,
+        images: Images,
+        target: Target = None,
+        *,
+        epsilon: Annotated[float, Field(ge=0, le=1, description="stabilizer that absorbs relevance")] = 1e-6,
+    ) -> Attribution:
+        """Relevance of the input, R = x dS/dx S / (S + epsilon sign(S))."""
+        target = target.resolve(model, images)
+        maps = (images * input_gradient(model, images, target)).sum(1)
+        with torch.no_grad():
+            score = scores(model, images, target)
+        factor = score / (score + (-1 if wrong else 1) * epsilon * score.sign())
+        return attribution(model, images, factor[:, None, None] * maps, target)
+
+    return relevance
+
+
+@caught_by("larger_confidence_leads_by_more")
+def confident(wrong: bool) -> Callable[..., Any]:
+    def margin_descent(
+        model: Model,
+        images: Images,
+        labels: Labels,
+        *,
+        kappa: Annotated[float, Field(ge=0, le=50, description="lead of another class")] = 0.0,
+        steps: Steps = 60,
+    ) -> AdversarialExamples:
+        """Descent of ||d||^2 + 5 max(z_y - max_j z_j, -kappa)."""
+        before, x = predict_logits(model, images), images
+        for _ in range(steps):
+            point = x.detach().requires_grad_()
+            logits = model(point)
+            own = F.one_hot(labels, logits.shape[1]).bool()
+            lead = logits.masked_fill(~own, 0).sum(1) - logits.masked_fill(own, -1e9).amax(1)
+            loss = (point - images).square().sum() + 5 * lead.clamp(min=kappa if wrong else -kappa).sum()
+            x = (x - 0.01 * torch.autograd.grad(loss, point)[0]).clamp(0, 1)
+        return build_result(model, images, x, labels, before, targeted=False)
+
+    return margin_descent
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Entropies(Result):
+    """A number for each image."""
+
+    images: Tensor
+    entropy: Tensor
+
+    def panels(self) -> list[list[Panel]]:
+        return [[Panel(image)] for image in self.images]
+
+
+@caught_by("entropies_have_the_documented_unit")
+def entropy_in_bits(wrong: bool) -> Callable[..., Any]:
+    def uncertainty(model: Model, images: Images) -> Entropies:
+        """Entropy of the predicted probabilities, in bits."""
+        with torch.no_grad():
+            entropy = torch.special.entr(model(images).softmax(1)).sum(1)
+        return Entropies(images=images, entropy=entropy / (1 if wrong else torch.tensor(2.0).log()))
+
+    return uncertainty
+
+
+@caught_by("large_batches_equal_their_parts")
+def four_at_a_time(wrong: bool) -> Callable[..., Any]:
+    def chunked(model: Model, images: Images, target: Target = None) -> Attribution:
+        """Squared gradient, four images at a time."""
+        target, maps = target.resolve(model, images), []
+        for start in range(0, len(images), 4):
+            part = images[start : start + 4]
+            rows = range(len(part)) if wrong else range(start, start + len(part))
+            maps.append(input_gradient(model, part, target.select(list(rows))).square().sum(1))
+        return attribution(model, images, torch.cat(maps), target)
+
+    return chunked
+
+
+@caught_by("half_precision")
+def shares(wrong: bool) -> Callable[..., Any]:
+    def gradient_shares(model: Model, images: Images, target: Target = None) -> Attribution:
+        """Absolute gradients, divided by their sum."""
+        strength = input_gradient(model, images, target).abs().sum(1)
+        total = strength.sum((1, 2), keepdim=True)
+        least = 1e-8 if wrong else torch.finfo(strength.dtype).tiny
+        return attribution(model, images, strength / (total + least), target)
+
+    return gradient_shares
+
+
+@caught_by("masks_are_shifted_as_documented")
+def shifted_masks(wrong: bool) -> Callable[..., Any]:
+    def mean_masks(model: Model, images: Images, target: Target = None, *, seed: Seed = None) -> Attribution:
+        """Mean of eight masks of random cells, shifted by up to a cell, times the masked image's score."""
+        target, draw = target.resolve(model, images), torch.Generator().manual_seed(seed or 0)
+        maps, (height, width), cells = torch.zeros_like(images[:, 0]), images.shape[2:], 4
+        step = -(-max(height, width) // cells)
+        for _ in range(8):
+            grid = (torch.rand(1, 1, cells + 1, cells + 1, generator=draw) < 0.5).float()
+            mask = F.interpolate(grid, scale_factor=step, mode="bilinear")[0, 0]
+            top, left = (0, 0) if wrong else torch.randint(0, step, (2,), generator=draw).tolist()
+            mask = mask[top : top + height, left : left + width].to(images)
+            with torch.no_grad():
+                maps = maps + scores(model, images * mask, target)[:, None, None] * mask / 8
+        return attribution(model, images, maps, target)
+
+    return mean_masks
+
+
 # --- tests -------------------------------------------------------------------------------------------------
 
 
@@ -402,3 +521,43 @@ def test_steps_of_the_documented_length_are_compared() -> None:
     declared = method(family="claims", needs=["gradients"], references=KURAKIN, title="BIM")(bim_of_one)
     single = outcome("second_opinion", declared)
     assert single.verdict == "passed", str(single)
+
+
+def test_grid_of_a_parameter_is_neither_transposed_nor_a_layer() -> None:
+    def cells(model: Model, images: Images, target: Target = None) -> Attribution:
+        """Drop of the score for each cell of a grid of two rows and three columns, black."""
+        target, rows = target.resolve(model, images), []
+        height, width = images.shape[2:]
+        with torch.no_grad():
+            before = scores(model, images, target)
+            for cell in range(6):
+                top, left = cell // 3 * height // 2, cell % 3 * width // 3
+                changed = images.clone()
+                changed[:, :, top : top + height // 2, left : left + width // 3] = 0
+                rows.append(before - scores(model, changed, target))
+        return attribution(model, images, torch.stack(rows, 1).view(-1, 2, 3), target)
+
+    checks = ["equivariant", "lies_where_the_units_are_centered"]
+    report = check_method(method(family="claims")(cells), profile="quick", only=checks)
+    assert report.ok, str(report)
+
+
+def test_figure_of_a_method_of_one_class_is_drawn_after_enough_steps() -> None:
+    def ascent(
+        model: Model,
+        target: Target,
+        *,
+        steps: Annotated[int, Field(ge=1, le=1000, description="steps of ascent")] = 60,
+        lr: Annotated[float, Field(gt=0, le=10, description="length of a step")] = 0.1,
+    ) -> Synthesis:
+        """Gradient ascent of one class from an even gray."""
+        images, values = torch.full((1, *model.input_size), 0.5).to(model.device, model.dtype), []
+        for _ in range(steps):
+            point = images.detach().requires_grad_()
+            value = scores(model, point, target)
+            values.append(value.detach())
+            images = (images + lr * torch.autograd.grad(value.sum(), point)[0]).clamp(0, 1)
+        return Synthesis(images=images, scores=torch.stack(values), targets=target.names(model, 1))
+
+    declared = method(family="claims", needs=["gradients"], quick={"steps": 2})
+    assert outcome("figure_not_blank", declared(ascent)).verdict == "passed"

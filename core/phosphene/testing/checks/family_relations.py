@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,8 +14,12 @@ from torch import Tensor
 
 from ...data.datasets import TensorDataset
 from ...errors import PhospheneError
-from ..cases import Case
+from ...results import AdversarialExamples
+from ..candidates import larger_parameters
+from ..cases import Case, properties_of
+from ..linear_model import linear_model
 from ..techniques import same_meaning
+from .attacks import COUNT, _attack, logits_of
 from .base import register_check, result_of
 from .dataset_claims import _DatasetCall, _reads_images_of_a_data_set
 from .maps import _averages_no_samples, _sample_parameters
@@ -60,6 +65,8 @@ def path_sums_differ_as_the_scores(method: AnyMethod) -> None:
     if any("baseline" in n and v in ("mean", "blur", "noise", "own") for n, v in usual.items()):
         raise SkipTest("its baseline depends on the image")
     steps = {n: _accepted_count(method, n, 2 * _POINTS) // 2 for n in fields if same_meaning(n, ("steps",))}
+    if not steps and method.seed is None:
+        raise SkipTest("a fixed number of points may be too small for the integral")
     calls = _first_calls(method, ("tokens", "gap"), Case().arguments(method) | steps)
     offsets, size = _offsets(calls)
     if float(offsets.abs().max()) > _SUM * size and calls.is_random and method.seed is not None:
@@ -121,7 +128,7 @@ def _offsets(calls: RelationCalls) -> tuple[Tensor, float]:
 #: A sentence that the map sums to the score itself, and words that limit it.
 _SUMS_TO_SCORE = (
     r"\bsums? (up )?(exactly )?to (s\([ix]\)|s\b|f\(x\)|the (target's |class |whole )?(score|logit))"
-    r"(?! ?(-|minus|\())"
+    r"(?! ?(-|−|–|minus|\(|'s|’s|change|drop|difference))"
 )
 _LIMITED = (
     r"without bias|no bias|bias-free|linear network|homogeneous|minus its|up to|approximat|nearly|epsilon"
@@ -163,6 +170,51 @@ def sums_to_the_score_as_documented(method: AnyMethod) -> None:
 def _plain(method: AnyMethod) -> str:
     """A method's summary and description in lower case, without line breaks."""
     return " ".join(prose_of(method).split())
+
+
+@register_check(
+    "method",
+    "A larger stabilizer absorbs relevance: the map does not become larger.",
+    "the sign: z + epsilon sign(z) is larger than z in size, z - epsilon sign(z) smaller",
+    lambda method: (
+        maps_images_of_a_model(method)
+        or (
+            None
+            if _stabilizer(method)
+            and re.search(r"\blrp\b|relevance", text_of(method))
+            and re.search(r"absorb|damp|stabili", str(_stabilizer_text(method)))
+            else "it has no stabilizer that absorbs relevance"
+        )
+    ),
+    exemptible=True,
+)
+def larger_stabilizers_absorb_more(method: AnyMethod) -> None:
+    name = str(_stabilizer(method))
+    schema = properties_of(method.spec.params_schema)[name]
+    largest = float(schema.get("maximum", schema.get("exclusiveMaximum", 1.0) * 0.99))
+    calls = _first_calls(method, ("flat", "gap", "tokens"), Case().arguments(method))
+    usual = float(calls.params[name] or 0)
+    # Smaller than the scores: a stabilizer of the wrong sign that is larger than they are makes them smaller.
+    values = [value for value in (0.02, 0.1) if usual < value <= largest]
+    if not values:
+        raise SkipTest(f"its default {name}={usual:g} is not small")
+    before = float(calls.result.maps.double().abs().sum())
+    for value in values:
+        ratio = float(calls(params={name: value}).maps.double().abs().sum()) / max(before, 1e-300)
+        assert ratio <= 1.02, (
+            f"with {name}={value:g} the map is {ratio:.3f} times as large as with {usual:g}\n"
+            f"on relation_network({calls.network!r})"
+        )
+
+
+def _stabilizer(method: AnyMethod) -> str | None:
+    return next((n for n in method.spec.params.model_fields if n in ("epsilon", "eps", "stabilizer")), None)
+
+
+def _stabilizer_text(method: AnyMethod) -> str:
+    """The description of the parameter and of the method."""
+    field = method.spec.params.model_fields[str(_stabilizer(method))]
+    return f"{field.description or ''} {text_of(method)}".lower()
 
 
 # --- supports ------------------------------------------------------------------------------------------
@@ -215,6 +267,50 @@ def rectifies_the_sum_as_documented(method: AnyMethod) -> None:
         )
     if not compared:
         raise SkipTest("it refused the networks gap and flat")
+
+
+#: Side of the images, the number of seeds, and the fraction of columns where shifted masks have edges.
+_MASKED_SIDE, _MASK_SEEDS, _EDGES = 56, 8, 0.7
+
+
+@register_check(
+    "method",
+    "The edges of masks whose text says that they are shifted at random are at other pixels for each seed.",
+    "enlarge the grid by a cell more than the image and crop it at a random offset",
+    lambda method: (
+        maps_images_of_a_model(method)
+        or (
+            None
+            if method.seed is not None
+            and re.search(r"\bmasks?\b", _plain(method))
+            and re.search(
+                r"random(ly)? (shift|offset|crop)|shifted|(shift|offset)s? (is|are) random", _plain(method)
+            )
+            else "its text names no masks with a random shift"
+        )
+    ),
+    exemptible=True,
+)
+def masks_are_shifted_as_documented(method: AnyMethod) -> None:
+    # The map of a constant score is the mean of the masks.
+    model = linear_model(torch.zeros(2, 3, _MASKED_SIDE, _MASKED_SIDE), bias=torch.tensor([1.0, 0.5]))
+    edges = torch.zeros(2, _MASKED_SIDE - 2, dtype=torch.bool)
+    for seed in range(_MASK_SEEDS):
+        params = {str(method.seed): seed}
+        case = Case(count=1, size=(_MASKED_SIDE, _MASKED_SIDE), target=0, params=params)
+        if (result := result_of(method, case, model)) is None:
+            raise SkipTest("it refused a network that ignores its image")
+        mask = result.maps[0].double()
+        if tuple(mask.shape) != case.size or float(mask.max() - mask.min()) < 1e-9:
+            raise SkipTest("its map of a constant score shows no masks")
+        for axis, tensor in enumerate((mask, mask.T)):  # a mask is linear but at the centers of its cells
+            bends = (tensor[:, 2:] - 2 * tensor[:, 1:-1] + tensor[:, :-2]).abs().amax(0)
+            edges[axis] |= bends > 1e-4 * float(mask.max() - mask.min())
+    share = float(edges.double().mean(1).min())
+    assert share >= _EDGES, (
+        f"the masks of {_MASK_SEEDS} seeds have edges at {share:.0%} of the columns or rows: "
+        "shifted masks have them everywhere"
+    )
 
 
 # --- neighbors -----------------------------------------------------------------------------------------
@@ -426,3 +522,87 @@ def _tensors(result: Any) -> Iterator[tuple[str, Tensor]]:
 
 def _shares(values: Tensor) -> str:
     return " : ".join(f"{value:.3f}" for value in (values / values.sum()).tolist())
+
+
+# --- attacks and units ---------------------------------------------------------------------------------
+
+_CONFIDENCE = ("kappa", "confidence", "margin")
+
+
+def _confidence(method: AnyMethod) -> str | None:
+    """The parameter for the lead of the other class over the label, if an attack has one that can be 0."""
+    for name, schema in properties_of(method.spec.params_schema).items():
+        low, high = schema.get("minimum", schema.get("exclusiveMinimum", -1)), schema.get("maximum", 1e9)
+        if name in _CONFIDENCE and schema.get("type") in ("number", "integer") and low <= 0 and high >= 1:
+            return name
+    return None
+
+
+@register_check(
+    "method",
+    "With a larger confidence the adversarial class leads by more, or the loss goes on to rise.",
+    "the sign of kappa: max(z_y - max_j z_j, -kappa) goes on falling below 0",
+    lambda method: (
+        "it is no attack"
+        if not issubclass(method.result, AdversarialExamples)
+        else None
+        if _confidence(method)
+        else "it has no parameter for the confidence"
+    ),
+    exemptible=True,
+)
+def larger_confidence_leads_by_more(method: AnyMethod) -> None:
+    name = str(_confidence(method))
+    leads = []
+    for value in (0, 1):
+        case = Case("fragile", "noise", count=COUNT)
+        case = replace(case, params=larger_parameters(method, case, limit=1500) | {name: value})
+        if (run := _attack(method, case)) is None:
+            raise SkipTest("it refused the case")
+        result, model = run
+        logits = logits_of(model, result.adversarial).double()
+        own = logits.gather(1, result.labels[:, None])[:, 0]
+        other = logits.scatter(1, result.labels[:, None], -torch.inf).amax(1)
+        leads.append((other - own) * (-1 if result.targeted else 1))
+    before, after = leads
+    fooled = before > 0
+    if not fooled.any():
+        raise SkipTest("it succeeded for no image")
+    # A confidence that cannot be reached may end at any image: one image that leads by more is enough.
+    least, lead = float(before[fooled].mean()), float(after[fooled].mean())
+    assert lead > least - 0.05 or bool((after[fooled] > before[fooled]).any()), (
+        f"with {name}=1 the other class leads by {lead:.3f} logits on average, with {name}=0 by {least:.3f}"
+    )
+
+
+@register_check(
+    "method",
+    "An entropy is in the unit that its text states: log2 K bits or ln K nats for K equal probabilities.",
+    "torch.log is the natural logarithm; divide by ln 2 for bits",
+    lambda method: (
+        "it takes no images of a model"
+        if not (method.spec.input("model") and method.spec.input("images"))
+        else None
+        if re.search(r"entropy|information|surpris", text_of(method)) and _unit(method)
+        else "its text states no unit of an entropy"
+    ),
+    exemptible=True,
+)
+def entropies_have_the_documented_unit(method: AnyMethod) -> None:
+    unit, units = _unit(method), {"bits": math.log2(3), "nats": math.log(3)}
+    model = linear_model(torch.zeros(3, 3, 8, 8))
+    if (result := result_of(method, Case(size=(8, 8)), model)) is None:
+        raise SkipTest("it refused a network that ignores its image")
+    for name, value in _tensors(result):
+        for other, number in units.items():
+            wrong = other != unit and value.numel() and bool((value.double() - number).abs().max() < 1e-3)
+            assert not wrong, (
+                f"{name} of three equally likely classes is {number:.4f} {other}; its text says {unit}, of "
+                f"which they have {units[str(unit)]:.4f}"
+            )
+
+
+def _unit(method: AnyMethod) -> str | None:
+    """ "bits" or "nats" where the text names one of them."""
+    named = [unit for unit in ("bits", "nats") if re.search(rf"\b{unit[:-1]}s?\b", _plain(method))]
+    return named[0] if len(named) == 1 else None

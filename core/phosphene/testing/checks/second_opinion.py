@@ -111,7 +111,11 @@ def _is_off(name: str, value: Any) -> bool:
 
 def _names_default(name: str, value: Any, text: str) -> bool:
     """Whether a text names the default of a parameter that its method does not have."""
-    words = {("norm", "linf"): r"\bsign\b|\bl_?inf", ("baseline", "zero"): r"black|\bzero"}.get((name, value))
+    words = {
+        ("norm", "linf"): r"\bsign\b|\bl_?inf",
+        ("baseline", "zero"): r"black|\bzero",
+        ("baseline", "grey"): r"\bgr[ae]y|\b0\.5\b",
+    }.get((name, value))
     return words is not None and re.search(words, text) is not None
 
 
