@@ -292,7 +292,10 @@ def half_precision(method: AnyMethod) -> None:
             warnings.simplefilter("ignore")  # of an attack without a direction
             Case("constant", "noise", precision="float16").run(method)
     except NonFiniteResultError as error:
-        raise AssertionError(f"in float16, where the score is constant: {error}") from error
+        raise AssertionError(
+            f"in float16, where the score is constant: {error}\n1e-8 is 0 in float16: divide by "
+            "x.clamp(min=torch.finfo(x.dtype).tiny)"
+        ) from error
     except Exception:  # reported below, on a network that the method accepts
         pass
     if (accepted := accepted_run(method, Case(pictures="noise"))) is None:
