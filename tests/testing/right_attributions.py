@@ -141,7 +141,9 @@ def enlarged_cam(model: Model, images: Images, target: Target = None) -> Attribu
     maps, gradients = cam_map(model, images, target, None)
     coarse = (gradients.mean((2, 3), keepdim=True) * maps).sum(1, keepdim=True).relu()
     fine = F.interpolate(coarse, images.shape[2:], mode="bilinear")[:, 0]
-    return attribution(model, images, fine / fine.amax((1, 2), keepdim=True).clamp(min=1e-12), target)
+    return attribution(
+        model, images, fine / fine.amax((1, 2), keepdim=True).clamp(min=torch.finfo(fine.dtype).tiny), target
+    )
 
 
 def cell_masks(count: int, grid: int, size: tuple[int, int], seed: int) -> Tensor:

@@ -68,7 +68,7 @@ class Methods(Mapping[str, "Method[..., Any]"]):
         """The plugins that a name may mean: of the first party if there are any, by name before by title."""
         named = self._names.get(name, [])
         if not (first := _first_party(named)):  # titles are read from the sources, and rarely needed
-            titled = self._titles.get(_normalize(name), [])
+            titled = self._titles.get(normalize_title(name), [])
             first = _first_party(titled)
             named = named or titled
         return first or named
@@ -87,7 +87,7 @@ class Methods(Mapping[str, "Method[..., Any]"]):
         """The plugins that each normalized title belongs to."""
         titles: dict[str, list[Plugin]] = {}
         for plugin in self.plugins.values():
-            titles.setdefault(_normalize(self.outline(plugin).title), []).append(plugin)
+            titles.setdefault(normalize_title(self.outline(plugin).title), []).append(plugin)
         titles.pop("", None)
         return titles
 
@@ -264,14 +264,14 @@ def _first_party(plugins: list[Plugin]) -> list[Plugin]:
     return [plugin for plugin in plugins if plugin.distribution == FIRST_PARTY]
 
 
-def _normalize(title: str) -> str:
+def normalize_title(title: str) -> str:
     """A title without case and punctuation; a plus sign is the word, or Grad-CAM++ would equal Grad-CAM."""
     return re.sub(r"[\W_]+", "", title.replace("+", "plus")).casefold()
 
 
 def _has_words(query: str, *texts: str) -> bool:
     """Whether each word of a query starts a word of the texts, without case and punctuation."""
-    words = [word for text in texts for word in (*_split(text), _normalize(text))]
+    words = [word for text in texts for word in (*_split(text), normalize_title(text))]
     return all(any(word.startswith(part) for word in words) for part in _split(query))
 
 

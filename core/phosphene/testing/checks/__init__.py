@@ -5,6 +5,7 @@
 from . import watched_oracle, single_run, declaration, oracle_examination, repeated_runs  # isort: skip
 from . import refusals, work, arithmetic, attacks, training, synthesis, relations, maps  # isort: skip
 from . import folds, features, claims, dataset_claims, dataset_order, images, resumption  # isort: skip
+from . import family_relations, second_opinion  # isort: skip
 from .base import ARITHMETIC_UNTESTED, CHECKS, Check
 from .choices import CHOICES_DIFFER
 from .declared import checks_of
@@ -22,6 +23,7 @@ __all__ = [
     "dataset_claims",
     "dataset_order",
     "declaration",
+    "family_relations",
     "features",
     "folds",
     "images",
@@ -31,6 +33,7 @@ __all__ = [
     "relations",
     "repeated_runs",
     "resumption",
+    "second_opinion",
     "single_run",
     "synthesis",
     "training",

@@ -325,6 +325,10 @@ def equivariant(method: AnyMethod) -> None:
             if calls.is_random:
                 raise SkipTest("it draws random numbers, which do not flip with the image")
             tested += 1
+            height, width = calls.result.maps.shape[-2:]
+            images = calls.inputs["images"]
+            if transform == "transpose" and height != width and images.shape[-1] == images.shape[-2]:
+                break  # a grid that a parameter sets, of more rows than columns for square images as well
             _assert_equivariant(calls, transform)
             break  # the others are for methods that refuse the pooled head
     if not tested:

@@ -8,18 +8,23 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest import SkipTest
 
 import torch
+from torch import nn
 
 from ...errors import PhospheneError
 from ...finite_values import NonFiniteResultError
 from ...models.batch_size import max_batch
 from ...results import AdversarialExamples, Attribution, Synthesis
-from ..cases import MOST_PASSES, Case, declared_cost, properties_of, sizes
+from ...roles import ROLES
+from ..cases import MOST_PASSES, Case, declared_cost, make_images, properties_of, sizes
+from ..networks import image_size
 from ..observation import (
     Observation,
     assert_same_result,
@@ -30,8 +35,10 @@ from ..observation import (
     without_tensors,
 )
 from .base import register_check, result_of
+from .single_run import _per_image_fields
 
 if TYPE_CHECKING:
+    from ...models import Model
     from .base import AnyMethod
 
 #: Networks on which a method is tried until it accepts one.
@@ -113,6 +120,66 @@ def batches_are_joined(method: AnyMethod) -> None:
             assert_same_result(split, together, rtol=1e-5, atol=1e-7)
         except AssertionError as error:
             raise AssertionError(f"in batches of 4: {error}") from None
+
+
+#: Images of a large batch, and the number of the first one of its part.
+_LARGE_BATCH, _FIRST = 11, 3
+
+
+@register_check(
+    "method",
+    "The images of a large batch have the same results in a smaller one, each for its own predicted class.",
+    "parts of a batch: target.select(range(start, end)), labels[start:end]",
+    lambda method: (
+        "it declares that its images depend on each other (batch_independent=False)"
+        if not method.spec.batch_independent
+        else None
+        if method.spec.input("model") and method.spec.input("images")
+        else "it takes no images of a model"
+    ),
+    exemptible=True,
+)
+def large_batches_equal_their_parts(method: AnyMethod) -> None:
+    case = Case(pictures="noise", count=_LARGE_BATCH, double=True)
+    for network in ("gap", "functional", "tokens"):
+        case = replace(case, network=network)
+        model = _with_varied_predictions(case)
+        inputs = case.inputs(method, model)
+        part = {
+            i.name: ROLES[i.role].select(inputs[i.name], range(_FIRST, _LARGE_BATCH))
+            for i in method.spec.inputs
+            if ROLES[i.role].per_image and inputs[i.name] is not None
+        }
+        arguments = case.arguments(method)
+        try:
+            together = method(**inputs, **arguments)
+            alone = method(**(inputs | part), **arguments)
+        except PhospheneError:
+            continue
+        for name in _per_image_fields(method, together):
+            rows = getattr(together, name)[_FIRST:]
+            try:
+                assert_same_result(getattr(alone, name), rows, rtol=1e-5, atol=1e-7)
+            except AssertionError as error:
+                raise AssertionError(
+                    f"{name} of images {_FIRST} to {_LARGE_BATCH - 1} in a batch of their own, against their "
+                    f"rows in a batch of {_LARGE_BATCH}, on {network!r}: {error}"
+                ) from None
+        return
+    raise SkipTest("it refused the networks")
+
+
+def _with_varied_predictions(case: Case) -> Model:
+    """The case's network, whose predicted classes differ between the images."""
+    model = case.model()
+    images = make_images(case.pictures, case.count, 3, image_size(model)).to(model.device, model.dtype)
+    head = [part for part in model.module.modules() if isinstance(part, nn.Linear)][-1]
+    with torch.no_grad():
+        logits = model(images)
+        spread = logits.std(0).clamp(min=1e-6)
+        head.weight.div_(spread[:, None])
+        head.bias.copy_((head.bias - logits.mean(0)) / spread)
+    return model
 
 
 # --- cost ----------------------------------------------------------------------------------------
@@ -219,6 +286,18 @@ def pixels_in_range(method: AnyMethod, run: Observation) -> None:
     exemptible=True,
 )
 def half_precision(method: AnyMethod) -> None:
+    # A gradient of zero divided by a small number that float16 does not have is not finite.
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of an attack without a direction
+            Case("constant", "noise", precision="float16").run(method)
+    except NonFiniteResultError as error:
+        raise AssertionError(
+            f"in float16, where the score is constant: {error}\n1e-8 is 0 in float16: divide by "
+            "x.clamp(min=torch.finfo(x.dtype).tiny)"
+        ) from error
+    except Exception:  # reported below, on a network that the method accepts
+        pass
     if (accepted := accepted_run(method, Case(pictures="noise"))) is None:
         return
     case, single = accepted

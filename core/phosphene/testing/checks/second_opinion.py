@@ -1,0 +1,472 @@
+"""Check of a published technique against the first-party method that implements it as well."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from unittest import SkipTest
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...errors import PhospheneError
+from ...images.color import enlarge_maps
+from ...models import Model, load_model
+from ...results import AdversarialExamples, Attribution, Stylization, Synthesis, TrainedNetwork
+from ...spec.relations import baseline_of
+from ...torch_state import fork_random_state, seed_generators
+from ..cases import Case
+from ..observation import tensors_in
+from ..techniques import Twin, first_party_twin, same_meaning
+from .base import register_check
+from .relations import RelationCalls, _RandomDraws, draws_random_numbers, prose_of, text_of
+from .work import accepted_case
+
+if TYPE_CHECKING:
+    from .base import AnyMethod
+
+#: Points of a quadrature, at which right ones agree, and steps of an attack.
+_POINTS, _STEPS = 128, 8
+#: The largest difference of the maps, as a fraction of their norm: of equal sums, and of other quadratures or
+#: enlarged maps. The largest fraction of pixels in which adversarial images differ.
+_EQUAL, _NEAR, _PIXELS = 1e-3, 0.02, 0.002
+#: Parameters that change the work or the display of a result, not its values up to a factor.
+_WORK = re.compile(r"batch|chunk|workers|normali[sz]e|enlarge|upsample|resize|full_size|per_pixel")
+#: Parameters that a result shows by its shape, and the layer, for which each is tried.
+_SAME_DEFAULT = ("layer", "components")
+#: Names of uniform baselines by their value.
+_UNIFORM = {0.0: ("zero", "black"), 0.5: ("grey", "gray"), 1.0: ("white",)}
+#: Words for another score than the logit, and for channels that are joined in another way.
+_OTHER_SCORE = r"probab|softmax|confidence|cross-?entropy|log-?likelihood|\bloss\b|contrast|margin"
+_REDUCTIONS = {
+    "max_c": ("the maximum", r"\bmax|largest"),
+    "sum_c": ("the sum", r"\bsum|\+|\btotal"),
+    "||": ("the norm", r"\bnorm\b|\|\|"),
+}
+
+
+@functools.lru_cache(8)
+def _twin(method: AnyMethod) -> Twin | None:
+    return first_party_twin(method)
+
+
+def _no_twin(method: AnyMethod) -> str | None:
+    if not method.spec.references and not method.spec.relations:
+        return "it cites no source"
+    return None if _twin(method) else "no first-party method has its source and its name"
+
+
+@register_check(
+    "method",
+    "A published technique has the same result as the first-party method of that technique.",
+    "the source's equation, term by term. A variant says so in its title or summary ('... without ...'); a "
+    "deliberate difference is declared by exempt={'second_opinion': 'the reason'}",
+    _no_twin,
+    exemptible=True,
+)
+def second_opinion(method: AnyMethod) -> None:
+    twin = _twin(method)
+    assert twin is not None
+    if issubclass(method.result, Attribution):
+        _compare_attributions(method, twin)
+    elif issubclass(method.result, AdversarialExamples):
+        _compare_attacks(method, twin)
+    else:
+        _compare_values(method, twin)
+
+
+def _difference(method: AnyMethod, twin: Twin, size: str, setting: str) -> str:
+    library = twin.method.spec
+    return (
+        f"{method.spec.name} and {library.name}, the first-party method of the same technique, differ {size} "
+        f"{setting}; {twin.evidence}"
+    )
+
+
+# --- parameters ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Setting:
+    """The parameters of both methods with the same meaning."""
+
+    own: dict[str, Any]
+    library: dict[str, Any]
+
+    def __str__(self) -> str:
+        values = {n: v for n, v in self.own.items() if isinstance(v, (int, float, str))}
+        return f"with {', '.join(f'{n}={v!r}' for n, v in values.items())}" if values else "by default"
+
+
+def _is_off(name: str, value: Any) -> bool:
+    """Whether a parameter with this default adds nothing to a technique that does not have it."""
+    if re.search(r"samples|restarts|copies|repeats", name):
+        return value in (None, 0, 1)
+    return value in (None, False, 0, (), [], "", "none") or (name in ("relu", "rectify") and value is True)
+
+
+def _names_default(name: str, value: Any, text: str) -> bool:
+    """Whether a text names the default of a parameter that its method does not have."""
+    words = {
+        ("norm", "linf"): r"\bsign\b|\bl_?inf",
+        ("baseline", "zero"): r"black|\bzero",
+        ("baseline", "grey"): r"\bgr[ae]y|\b0\.5\b",
+    }.get((name, value))
+    return words is not None and re.search(words, text) is not None
+
+
+def _setting(method: AnyMethod, twin: Twin, values: Mapping[str, Any]) -> _Setting:
+    """Equal values for parameters that both have; defaults for others. ``values`` are by library names.
+
+    Raises SkipTest where a parameter that only one has may change the result.
+    """
+    library, text = twin.method, text_of(method)
+    own_fields, library_fields = method.spec.params.model_fields, library.spec.params.model_fields
+    own = _defaults(method)
+    passed: dict[str, Any] = {}
+    for name in own_fields:
+        if name == method.seed:
+            continue
+        if (other := same_meaning(name, library_fields)) is not None:
+            value = values.get(other, own.get(name))
+            own[name] = value
+            passed[other] = _accepted(library, other, value)
+        elif name in ("random_start", "random_init"):
+            own[name] = False
+        elif not _is_off(name, own.get(name)) and not _WORK.search(name):
+            raise SkipTest(f"only {method.spec.name} has {name}, with the default {own.get(name)!r}")
+    usual = _defaults(library)
+    for name in library_fields:
+        if name in passed or name == library.seed:
+            continue
+        value = values.get(name, usual.get(name))
+        if name in twin.named:  # "MI-FGSM" without a parameter for the momentum: the paper's 1
+            value = 1.0
+        elif name == "random_start":
+            value = False
+        elif name == "step_size" and re.search(r"eps(ilon)? ?/ ?(n|t|steps|iterations)\b", text):
+            value = values["eps"] / values["steps"]
+        elif name not in _SAME_DEFAULT and not _is_off(name, value) and not _names_default(name, value, text):
+            raise SkipTest(f"only {library.spec.name} has {name}, with the default {value!r}")
+        passed[name] = value
+    return _Setting(_validated(method, own), _validated(library, passed))
+
+
+def _defaults(method: AnyMethod) -> dict[str, Any]:
+    """The defaults, and the quick values of parameters without one."""
+    fields = method.spec.params.model_fields
+    quick = {name: v for name, v in method.spec.quick.items() if fields[name].is_required()}
+    try:
+        return {n: v for n, v in method.validate(quick).items() if n != method.seed}
+    except PhospheneError as refusal:
+        raise SkipTest(f"a parameter of {method.spec.name} has no default: {refusal}") from None
+
+
+def _accepted(library: AnyMethod, name: str, value: Any) -> Any:
+    """A value as the library's parameter writes it: 0.0 may be "zero"."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    spellings = _UNIFORM.get(float(value), ()) if number else ()
+    for candidate in (value, *spellings, *_same_baseline(value)):
+        try:
+            library.validate({name: candidate})
+        except PhospheneError:
+            continue
+        return candidate
+    raise SkipTest(f"{library.spec.name} has no {name}={value!r}")
+
+
+def _same_baseline(value: Any) -> Iterator[Any]:
+    """The spellings of a uniform baseline of the library."""
+    if isinstance(value, str) and (images := baseline_of(torch.zeros(1, 1, 1, 1), value)) is not None:
+        yield {0.0: "zero", 0.5: "grey"}.get(float(images), value)
+
+
+def _validated(method: AnyMethod, params: dict[str, Any]) -> dict[str, Any]:
+    try:
+        method.validate(params)
+    except PhospheneError as refusal:
+        raise SkipTest(f"{method.spec.name} refused the setting: {refusal}") from None
+    return params
+
+
+def _count(method: AnyMethod, twin: Twin, name: str, wanted: int) -> dict[str, int]:
+    """The largest count up to ``wanted`` that both accept."""
+    if name not in twin.method.spec.params.model_fields:
+        return {}
+    own = next((n for n in method.spec.params.model_fields if same_meaning(n, (name,))), None)
+    while wanted > 1 and own is not None:
+        try:
+            method.validate(_defaults(method) | {own: wanted})
+            break
+        except PhospheneError:
+            wanted //= 2
+    return {name: wanted}
+
+
+def _run_both(method: AnyMethod, twin: Twin, setting: _Setting, inputs: Mapping[str, Any]) -> tuple[Any, Any]:
+    """The results of both on the same inputs, by role. Raises SkipTest where one is random or refuses."""
+    values = {declared.role: inputs[declared.name] for declared in method.spec.inputs}
+    shared = {i.name: values[i.role] for i in twin.method.spec.inputs if i.role in values}
+    model = values.get("model")
+    try:
+        with _RandomDraws() as draws:
+            own = method(**inputs, **setting.own)
+        if draws.count and draws_random_numbers(method, model, inputs, setting.own, own):
+            raise SkipTest("it draws random numbers")
+        seeded = {} if twin.method.seed is None else {twin.method.seed: 7}
+        with _RandomDraws() as draws:
+            library = twin.method(**shared, **setting.library, **seeded)
+        if draws.count and draws_random_numbers(twin.method, model, shared, setting.library, library):
+            raise SkipTest(f"{twin.method.spec.name} draws random numbers")
+    except PhospheneError as refusal:
+        raise SkipTest(f"it was refused: {refusal}") from None
+    return own, library
+
+
+# --- attributions --------------------------------------------------------------------------------------
+
+
+def _compare_attributions(method: AnyMethod, twin: Twin) -> None:
+    text, usual = prose_of(method), prose_of(twin.method)
+    if re.search(_OTHER_SCORE, text) and not re.search(_OTHER_SCORE, usual):
+        raise SkipTest("its text names another score than the logit")
+    if not twin.method.layers:
+        for symbol, (what, pattern) in _REDUCTIONS.items():
+            if symbol in usual and not re.search(pattern, text):
+                raise SkipTest(
+                    f"its text does not name {what} over the channels, as the first-party one does"
+                )
+    counts = _count(method, twin, "steps", _POINTS)
+    notes: list[str] = []
+    compared = 0
+    for network in ("curved",) if counts else ("gap", "flat", "tokens"):
+        if network == "tokens" and compared:
+            break
+        try:
+            calls = RelationCalls.start(method, network, Case().arguments(method))
+        except PhospheneError as refusal:
+            notes.append(f"it was refused: {refusal}")
+            continue
+        for layer in _layers(calls.model, method, twin):
+            try:
+                setting = _setting(method, twin, counts | layer)
+                own, library = _run_both(method, twin, setting, calls.inputs)
+            except SkipTest as note:
+                notes.append(str(note))
+                continue
+            compared += 1
+            error = _difference_of_maps(own.maps, library)
+            near = bool(counts) or own.maps.shape != library.maps.shape
+            allowed = _NEAR if near else _EQUAL
+            if error > allowed and twin.method.layers and not layer:
+                error = min(error, _difference_at_other_layers(own, twin, setting, calls))
+            assert error <= allowed, _difference(
+                method,
+                twin,
+                f"by {error:.1%} of the norm of the maps, up to a factor ({allowed:.1%} is allowed),",
+                f"{setting}, on relation_network({network!r}), its images and target {calls.setting.target}",
+            )
+    if not compared:
+        raise SkipTest("; ".join(dict.fromkeys(notes)) or "no network was accepted")
+
+
+def _layers(model: Model, method: AnyMethod, twin: Twin) -> list[dict[str, Any]]:
+    """The layers at which both are compared: by name where both have the parameter."""
+    names = [n for n in twin.method.layers if any(same_meaning(o, (n,)) for o in method.layers)]
+    if not names:
+        return [{}]
+    maps = [n for n, info in model.structure.layers.items() if len(info.shape or ()) == 3]
+    return [{names[0]: layer} for layer in dict.fromkeys((model.last_map, *maps[:1]))]
+
+
+def _difference_at_other_layers(own: Any, twin: Twin, setting: _Setting, calls: RelationCalls) -> float:
+    """The least difference from the twin's map of any layer: without a name, both need not read the same."""
+    (name,) = twin.method.layers[:1]
+    values = {declared.role: calls.inputs[declared.name] for declared in calls.method.spec.inputs}
+    shared = {i.name: values[i.role] for i in twin.method.spec.inputs if i.role in values}
+    errors = [float("inf")]
+    for layer, info in calls.model.structure.layers.items():
+        if len(info.shape or ()) != 3:
+            continue
+        try:
+            library = twin.method(**shared, **(setting.library | {name: layer}))
+        except PhospheneError:
+            continue
+        errors.append(_difference_of_maps(own.maps, library))
+    return min(errors)
+
+
+def _difference_of_maps(own: Tensor, library: Any) -> float:
+    """The norm of the difference as a fraction of that of the maps, up to a positive factor and a resampling.
+
+    Maps that are scaled by image, so that all have the same maximum, are compared image by image.
+    """
+    own = own.double()
+    errors = []
+    for maps in _resampled(library, own.shape[1:]):
+        if maps.shape == own.shape:
+            errors.append(_scaled_difference(own, maps.double()))
+        elif maps.shape[0] == own.shape[0]:  # the own maps are smaller
+            larger = enlarge_maps(own, maps.shape[1:])
+            errors.append(_scaled_difference(larger, maps.double()))
+    return min(errors, default=float("inf"))
+
+
+def _resampled(library: Any, size: tuple[int, ...]) -> Iterator[Tensor]:
+    """The maps of a result at a size, enlarged in each usual way."""
+    maps = library.maps
+    signed = library.signed_maps if isinstance(getattr(library, "signed_maps", None), Tensor) else None
+    yield maps
+    if maps.shape[1:] == size or maps.shape[1] > size[0]:
+        return
+    for small, rectified in ((maps, False), (signed, True)):
+        if small is None:
+            continue
+        enlarged = [enlarge_maps(small, size)]
+        if library.centers is not None:
+            enlarged.append(enlarge_maps(small, size, library.centers))
+        for mode in ("nearest", "bilinear", "bicubic"):
+            corners = (None,) if mode == "nearest" else (False, True)
+            for align in corners:
+                enlarged.append(
+                    F.interpolate(small[:, None], size=size, mode=mode, align_corners=align)[:, 0]
+                )
+        for tensor in enlarged:
+            yield tensor.relu() if rectified else tensor
+
+
+def _scaled_difference(own: Tensor, other: Tensor) -> float:
+    if _same_extremes(own):
+        from_zero = float(own.flatten(1).amin(1).abs().max()) < 1e-6
+        own, other = _unit_norm(own, from_zero), _unit_norm(other, from_zero)
+    own, other = own.flatten(), other.flatten()
+    size = float(own.norm())
+    if size == 0 or float(other.norm()) == 0:
+        return 0.0 if size == float(other.norm()) else float("inf")
+    factor = max(0.0, float(own @ other / (other @ other)))
+    return float((own - factor * other).norm()) / size
+
+
+def _same_extremes(maps: Tensor) -> bool:
+    """Whether the largest absolute value or the norm of each image's map is the same, where it is not 0."""
+    rows = maps.flatten(1)[maps.flatten(1).any(1)]
+    for sizes in (rows.abs().amax(1), rows.norm(dim=1), rows.abs().sum(1)):
+        if len(rows) > 1 and float(sizes.max() - sizes.min()) <= 1e-5 * float(sizes.max()):
+            return True
+    return False
+
+
+def _unit_norm(maps: Tensor, from_zero: bool) -> Tensor:
+    """Each map with a norm of 1; ``from_zero``: and a least value of 0."""
+    rows = maps.flatten(1)
+    if from_zero:
+        rows = rows - rows.amin(1, keepdim=True)
+    return (rows / rows.norm(dim=1, keepdim=True).clamp(min=1e-12)).view_as(maps)
+
+
+# --- attacks -------------------------------------------------------------------------------------------
+
+
+class _Curved(nn.Module):
+    """A network whose gradient changes in size and in shape on the way; its predictions do not change."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 12, 3, padding=1), nn.Conv2d(12, 12, 3, padding=1, stride=2)
+        self.head = nn.Linear(12 * (size // 2) ** 2, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = (3 * self.second((6 * self.first(x)).relu())).square().div(4).tanh()
+        logits: Tensor = self.head(x.flatten(1))
+        return logits
+
+
+@functools.cache
+def _curved_model() -> Model:
+    size = 12
+    with fork_random_state():
+        seed_generators(23)
+        network = _Curved(size).double().eval()
+        with torch.no_grad():
+            network.head.weight.mul_(2)
+            network.head.bias.copy_(torch.tensor([9.0, 0.0, 0.5, -0.5]))
+    return load_model(network, input_size=(3, size, size), mean=[0.5] * 3, std=[0.25] * 3)
+
+
+def _compare_attacks(method: AnyMethod, twin: Twin) -> None:
+    names = twin.method.spec.params.model_fields
+    if "eps" not in names:
+        raise SkipTest("an attack without a radius may end in another point of the boundary")
+    if re.search(r"\b(margin|logit difference|c&?w loss|dlr)\b", prose_of(method)):
+        raise SkipTest("its text names another loss")
+    own_eps = next((n for n in method.spec.params.model_fields if same_meaning(n, ("eps",))), None)
+    if own_eps is None or not 0 < float(_defaults(method).get(own_eps) or 0) < 1:
+        raise SkipTest("its radius is not in units of pixels in [0, 1]")
+    model = _curved_model()
+    generator = torch.Generator().manual_seed(4)
+    images = 0.2 + 0.6 * torch.rand(4, 3, 12, 12, generator=generator, dtype=torch.float64)
+    eps = 0.1
+    values: dict[str, Any] = {"eps": eps} | _count(method, twin, "steps", _STEPS)
+    if "step_size" in names:
+        values["step_size"] = eps / 4
+    if "momentum" in names and twin.named == ():
+        values["momentum"] = 0.0
+    if "momentum" in twin.named:
+        values["momentum"] = 0.9
+    with torch.no_grad():
+        labels = model(images).argmax(1)
+    case = Case(double=True, count=len(images), size=(12, 12))
+    inputs = case.inputs(method, model)
+    for declared in method.spec.inputs:
+        if declared.role in ("images", "labels"):
+            inputs[declared.name] = images if declared.role == "images" else labels
+    setting = _setting(method, twin, values)
+    own, library = _run_both(method, twin, setting, inputs)
+    still = ~(own.success | library.success)
+    if not still.any():
+        raise SkipTest("each attack succeeded, after which it may stop")
+    differences = (own.adversarial - library.adversarial).abs()[still]
+    fraction, largest = float((differences > 1e-6).double().mean()), float(differences.max())
+    assert fraction <= _PIXELS, _difference(
+        method,
+        twin,
+        f"in {fraction:.1%} of the pixels of their adversarial images, by up to {largest:.3g}",
+        f"{setting}, from the images themselves, in double precision",
+    )
+
+
+# --- numbers -------------------------------------------------------------------------------------------
+
+
+def _compare_values(method: AnyMethod, twin: Twin) -> None:
+    """Tensors and numbers of fields with the same names and shapes; coordinates up to the sign of an axis."""
+    if issubclass(method.result, (Stylization, Synthesis, TrainedNetwork)):
+        raise SkipTest("optimized images and trained networks need not be equal")
+    case = accepted_case(method, Case(pictures="noise", dataset=9, double=True))
+    if case is None:
+        raise SkipTest("it refused the networks")
+    model = case.model()
+    setting = _setting(method, twin, {})
+    own, library = _run_both(method, twin, setting, case.inputs(method, model))
+    compared = 0
+    others = dict(tensors_in(library))
+    for name, value in tensors_in(own):
+        other = others.get(name)
+        if other is None or not value.is_floating_point() or value.ndim > 3 or value.shape != other.shape:
+            continue
+        compared += 1
+        value, other = value.double().cpu(), other.double().cpu()
+        if name == "points":
+            signs = (value * other).sum(0).sign()
+            other = other * torch.where(signs == 0, torch.ones_like(signs), signs)
+        size = float(other.norm()) or 1.0
+        error = float((value - other).norm()) / size
+        assert error <= _EQUAL, _difference(
+            method, twin, f"in {name} by {error:.1%} of its norm", f"{setting}, on {case}"
+        )
+    if not compared:
+        raise SkipTest("their results have no field in common")
