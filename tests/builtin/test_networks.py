@@ -18,6 +18,7 @@ import train_classifiers
 import train_denoiser
 import train_fast_style
 import train_image_adapter
+import train_lipschitz
 import train_networks
 import train_predicted_style
 import train_robust
@@ -37,6 +38,7 @@ from phosphene.builtin.networks import (
     BIASED,
     CERTIFIED,
     CLASSIFIERS,
+    LIPSCHITZ,
     NETWORKS,
     ROBUST,
     WEIGHTS,
@@ -53,6 +55,8 @@ from phosphene_plugins.defenses.interval_bounds import worst_case_margins
 #: Smallest accuracies of the networks that were trained on attacked scenes or on interval bounds.
 ROBUST_ACCURACY = 0.9
 CERTIFIED_ACCURACY = 0.75
+#: A constant of 0.35 costs accuracy, and the training is short.
+LIPSCHITZ_ACCURACY = 0.5
 
 #: Classifiers that follow the shape and were not trained on adversarial examples.
 ACCURATE = [name for name in NETWORKS if name not in (BIASED, ROBUST)]
@@ -179,7 +183,7 @@ def test_vgg_is_plain() -> None:
 
 def test_weights_are_small_and_match_their_cards() -> None:
     assert sum(path.stat().st_size for path in WEIGHTS.glob("*.safetensors")) < 9_800_000
-    least = {ROBUST: ROBUST_ACCURACY, CERTIFIED: CERTIFIED_ACCURACY}
+    least = {ROBUST: ROBUST_ACCURACY, CERTIFIED: CERTIFIED_ACCURACY, LIPSCHITZ: LIPSCHITZ_ACCURACY}
     for name in CLASSIFIERS:
         card = dict(re.findall(r"^\| (.+?) \| (.+) \|$", (WEIGHTS / f"{name}.md").read_text(), re.MULTILINE))
         content = (WEIGHTS / f"{name}.safetensors").read_bytes()
@@ -252,6 +256,29 @@ def test_training_of_the_certified_network_is_deterministic(
     for suffix in ("safetensors", "md"):
         first = (tmp_path / "first" / f"{CERTIFIED}.{suffix}").read_bytes()
         assert first == (tmp_path / "second" / f"{CERTIFIED}.{suffix}").read_bytes()
+
+
+def test_predictions_of_the_lipschitz_network_are_proven_in_balls_that_can_be_read(unseen: Scenes) -> None:
+    result: Any = run("lipschitz", model=f"builtin:{LIPSCHITZ}", images=unseen.images[:200], progress=False)
+    is_right = result.labels == unseen.labels[:200]
+    for radius, share in ((9, 0.25), (36, 0.05)):
+        assert (is_right & (result.radius >= radius / 255)).double().mean() >= share
+
+
+def test_training_of_the_lipschitz_network_is_deterministic(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train_lipschitz, "TEST_SCENES", 20)
+    monkeypatch.setattr(train_lipschitz, "FIRST_STEPS", 2)
+    monkeypatch.setattr(train_lipschitz, "TRAINING", {"steps": 1, "batch": 2, "eps": 1e-3})
+    state = torch.get_rng_state()
+    for folder in ("first", "second"):
+        (tmp_path / folder).mkdir()
+        train_lipschitz.train(tmp_path / folder, scenes=20, seed=5)
+    assert torch.equal(state, torch.get_rng_state())
+    for suffix in ("safetensors", "md"):
+        first = (tmp_path / "first" / f"{LIPSCHITZ}.{suffix}").read_bytes()
+        assert first == (tmp_path / "second" / f"{LIPSCHITZ}.{suffix}").read_bytes()
 
 
 def test_the_stylizer_is_written_with_its_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ import train_classifiers
 import train_denoiser
 import train_fast_style
 import train_image_adapter
+import train_lipschitz
 import train_parts
 import train_predicted_style
 import train_robust
@@ -29,7 +30,7 @@ from phosphene.builtin.answers import ANSWERS
 from phosphene.builtin.autoencoder import AUTOENCODER
 from phosphene.builtin.denoiser import DENOISER
 from phosphene.builtin.image_adapter import IMAGE_ADAPTER
-from phosphene.builtin.networks import CERTIFIED, NETWORKS, PARTS_RESNET, ROBUST, WEIGHTS
+from phosphene.builtin.networks import CERTIFIED, LIPSCHITZ, NETWORKS, PARTS_RESNET, ROBUST, WEIGHTS
 from phosphene.builtin.vision_transformer import VIT
 
 CLASSIFIERS = [name for name in NETWORKS if name != ROBUST]
@@ -46,6 +47,7 @@ TRAININGS: dict[str, Callable[..., None]] = {
     ANSWERS: train_answers.train,
     PARTS_RESNET: train_parts.train,
     CERTIFIED: train_certified.train,
+    LIPSCHITZ: train_lipschitz.train,
 }
 NAMES = [*NETWORKS, *TRAININGS]
 

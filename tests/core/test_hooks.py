@@ -222,6 +222,13 @@ def test_backward_rule_applies_to_every_relu_of_a_network_and_ends_with_the_bloc
     assert torch.equal(plain, again)
 
 
+def test_rule_that_is_not_required_leaves_a_network_without_relu_as_it_is():
+    x = torch.ones(3, requires_grad=True)
+    with rewrite_backward(guided, required=False) as rewrite:
+        (gradient,) = torch.autograd.grad((-2 * x.sigmoid()).sum(), x)
+    assert rewrite.count == 0 and (gradient < 0).all()
+
+
 def test_relu_that_does_not_depend_on_pixels_is_not_counted():
     class Biased(nn.Module):
         def __init__(self) -> None:

@@ -619,3 +619,30 @@ def test_custom_parametrization_and_interrupt() -> None:
 
     with pytest.raises(KeyboardInterrupt):
         optimize_image(interrupted, Tint(), steps=1, lr=1)
+
+
+def test_first_steps_pass_closed_relus_and_use_the_plain_gradient_where_none_passes() -> None:
+    """Images of one pixel: relu(x - 1) - relu(x) rises by its first ReLU, -relu(x) by its plain gradient."""
+    pixels = torch.full((2, 1, 1, 1), 0.5, dtype=torch.float64)
+
+    def objective(x: Tensor) -> Tensor:
+        first, second = x.flatten()
+        return torch.stack([(first - 1).relu() - first.relu(), -second.relu()])
+
+    for deconvnet_steps, maximize, expected in (
+        (2, True, (0.6, 0.2)),
+        (0, True, (0.2, 0.2)),
+        (9, True, (0.8, 0.2)),
+        (9, False, (0.8, 0.8)),
+    ):
+        result = optimize_image(
+            objective,
+            PixelImage(pixels),
+            steps=3,
+            lr=0.1,
+            optimizer="sgd",
+            maximize=maximize,
+            deconvnet_steps=deconvnet_steps,
+        )
+        torch.testing.assert_close(result.images.flatten(), torch.tensor(expected).double())
+        torch.testing.assert_close(result.scores[0], objective(pixels))

@@ -115,6 +115,31 @@ class ShapesCertified(nn.Module):
         return self.classifier(self.flatten(self.features(self.shrink(images))))
 
 
+class ShapesLipschitz(nn.Module):
+    """A small network of layers of norm 1 whose predictions are proven by its Lipschitz constant.
+
+    Takes normalized images (N, 3, 64, 64), returns logits (N, 10). Average pooling, not strides: the norm of
+    a strided convolution is bounded by that of all its positions.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shrink = nn.AvgPool2d(4)
+        self.features = nn.Sequential(
+            *(nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.AvgPool2d(2)),
+            *(nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.AvgPool2d(2)),
+        )
+        self.flatten = nn.Flatten()
+        self.hidden = nn.Linear(64 * 4 * 4, 48)
+        self.relu = nn.ReLU()
+        self.classifier = nn.Linear(48, len(CLASSES))
+        _initialize(self.features)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.flatten(self.features(self.shrink(images)))
+        return self.classifier(self.relu(self.hidden(x)))
+
+
 def _initialize(features: nn.Sequential) -> None:
     """Draw the weights of convolutions for layers of ReLUs (He et al.), without biases."""
     for module in features:
@@ -132,8 +157,14 @@ NETWORKS: dict[str, type[nn.Module]] = {
 }
 #: Trained on interval bounds, which prove its predictions in small balls.
 CERTIFIED = "shapes-certified"
+#: Trained for a small Lipschitz constant, which proves its predictions in l2 balls.
+LIPSCHITZ = "shapes-lipschitz"
 #: All bundled classifiers of scenes.
-CLASSIFIERS: dict[str, type[nn.Module]] = NETWORKS | {VIT: ShapesViT, CERTIFIED: ShapesCertified}
+CLASSIFIERS: dict[str, type[nn.Module]] = NETWORKS | {
+    VIT: ShapesViT,
+    CERTIFIED: ShapesCertified,
+    LIPSCHITZ: ShapesLipschitz,
+}
 #: Trained on scenes whose background determines the class; its predictions follow the background.
 BIASED = "shapes-biased"
 #: Trained on adversarial examples.

@@ -83,12 +83,12 @@ class rewrite_backward(function_mode):
 
     The function calls themselves are intercepted, so it applies to modules, in-place, reused and functional
     ReLUs, tensor methods, clamps and thresholds at 0, the maximum with 0 and products with ``x > 0``, of any
-    upper bound (``read_rectifier``). Yields the ``BackwardRewrite``. Raises ModelError at the end where
-    no ReLU was called: the result would be the plain gradient under a wrong name.
+    upper bound (``read_rectifier``). Yields the ``BackwardRewrite``. Unless ``required`` is false, raises
+    ModelError at the end where no ReLU was called: the result would be the plain gradient under a wrong name.
     """
 
-    def __init__(self, rule: BackwardRule) -> None:
-        self.rewrite = BackwardRewrite(rule)
+    def __init__(self, rule: BackwardRule, *, required: bool = True) -> None:
+        self.rewrite, self.required = BackwardRewrite(rule), required
         super().__init__(self.rewrite)
 
     def __enter__(self) -> BackwardRewrite:
@@ -97,7 +97,7 @@ class rewrite_backward(function_mode):
 
     def __exit__(self, *error: object) -> None:
         super().__exit__()
-        if not any(error) and self.rewrite.count == 0:
+        if self.required and not any(error) and self.rewrite.count == 0:
             raise ModelError(
                 f"the {getattr(self.rewrite.rule, '__name__', 'backward')} rule found no ReLU in this model "
                 "(GELU and SiLU networks have none), so its result would be the plain gradient; "

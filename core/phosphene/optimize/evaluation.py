@@ -10,6 +10,7 @@ import torch
 from torch import Generator, Tensor
 
 from ..errors import DivergenceError, InputError
+from ..hooks import deconvnet, rewrite_backward
 from .augmentations import Transform
 from .parametrizations import Parametrization
 
@@ -42,7 +43,11 @@ class Evaluation(NamedTuple):
 
 @dataclass
 class Evaluator:
-    """Evaluates objective, penalties and gradients at the current value of an image's parameter."""
+    """Evaluates objective, penalties and gradients at the current value of an image's parameter.
+
+    With ``through_closed_relus`` gradients of the objective pass ReLUs by the ``deconvnet`` rule, except
+    those of images for which it passes none.
+    """
 
     image: Parametrization
     objective: PerImage
@@ -50,6 +55,7 @@ class Evaluator:
     regularizer: PerImage | None
     transform: Transform | None
     generator: Generator
+    through_closed_relus: bool = False
 
     def __call__(self) -> Evaluation:
         with torch.enable_grad():
@@ -60,7 +66,7 @@ class Evaluator:
         inputs = images if self.transform is None else self.transform(images, self.generator)
         if min(inputs.shape[2:]) >= CHANNELS_LAST_SIDE:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
-        scores, pixel_gradient = _value_and_gradient(self.objective, inputs, images, "objective")
+        scores, pixel_gradient = self._objective_and_gradient(inputs, images)
         loss, loss_gradient = (-scores, -pixel_gradient) if self.maximize else (scores, pixel_gradient)
         if self.regularizer is not None:
             value, value_gradient = _value_and_gradient(self.regularizer, images, images, "regularizer")
@@ -71,16 +77,28 @@ class Evaluator:
             gradient = gradient + torch.autograd.grad(penalty.sum(), self.image.parameter)[0]
         return Evaluation(scores, loss, pixel_gradient, gradient)
 
+    def _objective_and_gradient(self, inputs: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
+        if not self.through_closed_relus:
+            return _value_and_gradient(self.objective, inputs, images, "objective")
+        with rewrite_backward(deconvnet, required=False):
+            scores, gradient = _value_and_gradient(
+                self.objective, inputs, images, "objective", retain_graph=True
+            )
+        if (blocked := (gradient == 0).flatten(1).all(1)).any():
+            _, plain = _value_and_gradient(self.objective, inputs, images, "objective")
+            gradient = torch.where(blocked.view(-1, 1, 1, 1), plain, gradient)
+        return scores, gradient
+
 
 def _value_and_gradient(
-    function: PerImage, inputs: Tensor, images: Tensor, name: str
+    function: PerImage, inputs: Tensor, images: Tensor, name: str, *, retain_graph: bool = False
 ) -> tuple[Tensor, Tensor]:
     """``function(inputs)``, (N,), and its gradient with respect to the images behind the inputs."""
     values = function(inputs)
     if values.shape != images.shape[:1]:
         raise InputError(f"the {name} must return one number per image, not shape {tuple(values.shape)}")
     if values.requires_grad:
-        (gradient,) = torch.autograd.grad(values.sum(), images, allow_unused=True)
+        (gradient,) = torch.autograd.grad(values.sum(), images, allow_unused=True, retain_graph=retain_graph)
         if gradient is not None:
             return values.detach(), gradient
     raise InputError(f"the {name} does not depend on the images by differentiable operations")

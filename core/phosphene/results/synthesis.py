@@ -60,7 +60,7 @@ class Synthesis(Result):
         ]
         if self.alpha is not None:
             groups = [
-                [*group, Panel(image, "with opacity", is_output=True)]
+                [*group, Panel(image, "only what the score depends on", is_output=True)]
                 for group, image in zip(groups, self.on_background(), strict=True)
             ]
         if self.sources is None:

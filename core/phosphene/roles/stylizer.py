@@ -18,6 +18,7 @@ class StylizerRole(InputRole):
     """The result of ``fast_style_fit`` or its folder; default: the bundled network."""
 
     name, value_type, default = "stylizer", TrainedNetwork, "builtin:shapes-styles"
+    optional_is_none = True
     metavar = "FOLDER"
     description = "result of ``fast_style_fit``"
     help = "folder of a network that fast_style_fit trained (default: builtin:shapes-styles)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -30,8 +31,9 @@ class TokenNorms(Result):
     their image and block. ``layers`` (L): the blocks. ``centers``: the pixels at which the rows (h,) and
     columns (w,) of the patches are centered; None: cells share the image equally.
 
-    In the figure a dot is the norm of a token over the median of its image and block, and the maps range from
-    0 to ``factor`` times the median: uniformly dark maps are those of a network without high norms.
+    In the figure a dot is the norm of a token over the median of its image and block. The maps have that
+    ratio on a logarithmic scale: white is 1, full red ``factor`` and more, full blue 1 / ``factor`` and less,
+    so pale maps are those of a network without high norms.
     """
 
     shapes: ClassVar[Mapping[str, str]] = {
@@ -81,13 +83,13 @@ class TokenNorms(Result):
         for image, maps, high in zip(self.images, self.maps.float(), self.high, strict=True):
             group = [Panel(image)]
             for number in drawn:
-                # From 0 to the threshold, as in every panel: only a high norm is bright.
-                limit = self.factor * maps[number].median().clamp(min=1e-30)
-                shares = (maps[number] / limit).clamp(max=1)
-                enlarged = enlarge_maps(shares[None], image.shape[1:], self.centers)[0]
-                norms = f"{float(maps[number].min()):.2g} to {float(maps[number].max()):.2g}"
-                title = f"{shorten_title(self.layers[number], 20)}: {norms}, {int(high[number])} high"
-                group.append(Panel(colorize(enlarged, "inferno"), title, is_output=True))
+                ratios = maps[number] / maps[number].median().clamp(min=1e-30)
+                # The same scale in every panel, up to the threshold: only a high norm is full red.
+                exponents = (ratios.clamp(min=1e-30).log() / math.log(self.factor)).clamp(-1, 1)
+                enlarged = enlarge_maps(exponents[None], image.shape[1:], self.centers)[0]
+                span = f"{float(ratios.min()):.2g} to {float(ratios.max()):.2g} times the median"
+                title = f"{shorten_title(self.layers[number], 20)}: {span}, {int(high[number])} high"
+                group.append(Panel(colorize((1 + enlarged) / 2, "RdBu_r"), title, is_output=True))
             groups.append(group)
         return groups
 
@@ -100,6 +102,8 @@ class TokenNorms(Result):
         halves: Any = figure.subfigures(2, 1, height_ratios=[2.6, 1.5 * len(groups)])
         top, bottom = halves
         self._plot_norms(top.subplots())
+        scale = f"red: norm above the median (full red: {self.factor:g} times), blue: below"
+        bottom.suptitle(scale, fontsize=8, x=0.01, ha="left")
         grid = bottom.subplots(len(groups), len(groups[0]), squeeze=False)
         for row, group in zip(grid, groups, strict=True):
             for axis, panel in zip(row, group, strict=True):

@@ -296,6 +296,7 @@ def bounds_in_closed_form() -> None:
     cost=Cost(forward=size.images + 1),
     tags=["certificate"],
     oracle=bounds_in_closed_form,
+    demo={"model": "builtin:shapes-lipschitz", "images": "builtin:scenes/8"},
 )
 def lipschitz(model: Model, images: Images) -> Certificates:
     """Lipschitz bound: certified l2 radius from the product of the layers' spectral norms.

@@ -1,6 +1,7 @@
 """Predicted style parameters, Ghiasi et al. 2017: a network that maps a style image to normalizations."""
 
 from collections.abc import Sequence
+from copy import deepcopy
 from typing import Annotated, Any
 
 import torch
@@ -189,12 +190,13 @@ def training_steps_have_a_closed_form() -> None:
     network=PredictedStyleNetwork,
     oracle=training_steps_have_a_closed_form,
     quick={"steps": 2, "batch": 2, "width": 4, "blocks": 1},
-    demo={"styles": "builtin:textures/64", "steps": 150, "batch": 2, "lr": 1e-2},
+    demo={"styles": "builtin:textures/64", "stylizer": "builtin:shapes-predicted", "steps": 100, "batch": 2},
 )
 def predicted_style_fit(
     model: Model,
     dataset: Dataset,
     styles: Dataset,
+    stylizer: PredictedStylizer | None = None,
     *,
     perceptual_loss: PerceptualLoss = PerceptualLoss(),
     width: Annotated[
@@ -220,7 +222,9 @@ def predicted_style_fit(
 
     Contents (N, 3, H, W) and ``styles`` (S, 3, H', W') are two data sets, in [0, 1]. Each content of a step
     is paired with a style drawn at random; more and more different styles improve the result for unseen ones.
-    The learning rate of Adam falls linearly to zero. An interrupted training continues where it stopped.
+    The weights start at random, or at those of a ``stylizer``, an earlier result, whose widths, ``blocks``
+    and ``bottleneck`` are used. The learning rate of Adam falls linearly to zero. An interrupted training
+    continues where it stopped.
 
     Returns:
         ``network``, ``losses`` (steps,), ``previews`` (4, 3, H, W) the first ``contents`` in the first
@@ -228,7 +232,7 @@ def predicted_style_fit(
 
     Raises:
         DivergenceError: a loss that is no longer finite.
-        InputError: images or styles that do not have three channels.
+        InputError: images or styles that do not have three channels, or a stylizer of another method.
 
     Example::
         from phosphene import run
@@ -245,7 +249,10 @@ def predicted_style_fit(
     preview_styles = [n % len(styles) for n in range(len(first))]
     check_images(styles.read([0]))
     loss_network = StyleLoss(model, perceptual_loss.content_layer, perceptual_loss.style_layers)
-    network = PredictedStyleNetwork(width, blocks, predictor_width, bottleneck)
+    if stylizer is None:
+        network = PredictedStyleNetwork(width, blocks, predictor_width, bottleneck)
+    else:
+        network = deepcopy(require_predicted_style(stylizer)).requires_grad_()
     network = network.to(model.device, model.dtype)
 
     def loss(images: Tensor, indices: Sequence[int], progress: float) -> Tensor:

@@ -180,6 +180,14 @@ class ActivationMaximization(Penalties):
             "ascent can end where the unit's ReLUs are closed",
         ),
     ] = 0.0
+    deconvnet_steps: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=100_000,
+            description="number of first steps at which positive gradients alone pass ReLUs, closed ones too",
+        ),
+    ] = 0
     size: ImageSide = None
     render_size: Annotated[
         int | None,
@@ -263,6 +271,7 @@ def maximize_activation(
         optimizer=params.optimizer,
         maximize=not params.minimize,
         regularizer=penalty if has_penalty else None,  # equivalent mutants: penalties of weight 0
+        deconvnet_steps=params.deconvnet_steps,
         transform=transform,
         after_step=blur_and_clip
         if params.blur_every or params.clip_norm or params.clip_contribution

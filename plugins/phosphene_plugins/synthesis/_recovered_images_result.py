@@ -50,13 +50,17 @@ class RecoveredImages(Synthesis):
         """Per image: the inversion, and the training image with the two similarities."""
         rows = zip(self.images, self.targets, self.neighbors, self.ids, strict=True)
         values = zip(self.recovered.tolist(), self.baseline.tolist(), strict=True)
-        return [
-            [
-                Panel(image, f"{name}, similarity {recovered:.2f}", is_output=True),
-                Panel(neighbor, f"{id}, next image {baseline:.2f}"),
-            ]
-            for (image, name, neighbor, id), (recovered, baseline) in zip(rows, values, strict=True)
-        ]
+        groups = []
+        for (image, name, neighbor, id), (recovered, baseline) in zip(rows, values, strict=True):
+            verdict = "recovered" if recovered > baseline else "not recovered"
+            similarities = f"similarity {recovered:.2f}, of training images {baseline:.2f}"
+            groups.append(
+                [
+                    Panel(image, f"{name}, from the network", is_output=True),
+                    Panel(neighbor, f"nearest training image ({id}), {verdict}: {similarities}"),
+                ]
+            )
+        return groups
 
     def lines(self) -> list[str]:
         """How many inversions are nearer to a training image than all others are, and the panels."""

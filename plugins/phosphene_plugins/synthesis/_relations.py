@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from phosphene import optimize, scores
+from phosphene import optimize, rewrite_backward, scores
 from phosphene.images import gaussian_blur, noise_images, resize
 from phosphene.spec import Agrees, Calls
 from phosphene.targets import parse_target
@@ -34,6 +35,7 @@ ALL_TERMS: dict[str, Any] = {
     "clip_gradient": 12,
     "start_noise": 0.1,
     "start_contrast": 0,
+    "deconvnet_steps": 0,
     "size": 20,
 }
 
@@ -55,7 +57,9 @@ def gradient_ascent(score: Score, start: Tensor, center: Tensor, params: Mapping
             inputs = optimize.rotate(inputs, random, degrees=params["rotate"])
         if params["rescale"] > 1:
             inputs = optimize.rescale(inputs, random, factor=params["rescale"])
-        (ascent,) = torch.autograd.grad(score(inputs).sum(), variable)
+        is_rewritten = step <= params["deconvnet_steps"]
+        with rewrite_backward(_positive) if is_rewritten else nullcontext():
+            (ascent,) = torch.autograd.grad(score(inputs).sum(), variable)
         if params["clip_gradient"]:
             zero, norms = ascent.new_zeros(()), ascent.norm(dim=1, keepdim=True)
             ascent = _clip(ascent, zero, norms, params["clip_gradient"])
@@ -71,6 +75,11 @@ def gradient_ascent(score: Score, start: Tensor, center: Tensor, params: Mapping
             contribution = ((images - mean) * ascent).sum(1, keepdim=True).abs()
             images = _clip(images, mean, contribution, params["clip_contribution"])
     return images
+
+
+def _positive(gradient: Tensor, relu_gradient: Tensor) -> Tensor:
+    """Positive gradients pass every ReLU, negative ones none."""
+    return torch.where(gradient > 0, gradient, 0)
 
 
 def _clip(images: Tensor, mean: Tensor, importance: Tensor, percentage: float) -> Tensor:

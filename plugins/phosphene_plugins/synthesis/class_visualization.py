@@ -42,17 +42,37 @@ def linear_unit_with_l2_has_its_closed_form() -> None:
     step = start + 0.2 * (weight[1].view(3, 4, 4) - 0.2 * (start - center))
     torch.testing.assert_close(one.images, step.clamp(0, 1))
     assert one.targets == ("class 1",) and one.frames is not None and len(one.frames) == 1
+    first_steps_open_a_closed_unit()
     # A unit without gradient is refused after eight other noise images, or at once without noise.
     passes: list[int] = []
     linear.register_forward_hook(lambda *_: passes.append(1))
     linear.weight.data.zero_()
     for noise in (0.1, 0.0):
         try:
-            class_visualization(model, 1, **plain | {"start_noise": noise, "steps": 1})
+            class_visualization(model, 1, **plain | {"start_noise": noise, "steps": 1, "deconvnet_steps": 0})
         except DivergenceError:
             passes.append(0)
     assert passes == [1] * 9 + [0, 1, 0]
     ascent_has_its_closed_forms(class_visualization)
+
+
+def first_steps_open_a_closed_unit() -> None:
+    """S = relu(w.I - 3) - relu(u.I) from grey: first steps of w, then of -u, whose ReLU alone is open."""
+    hidden, last = torch.nn.Linear(12, 2).double(), torch.nn.Linear(2, 1, bias=False).double()
+    w, u = (torch.linspace(*ends, 12, dtype=torch.float64) for ends in ((0.1, 0.3), (0.3, -0.1)))
+    with torch.no_grad():
+        hidden.weight.copy_(torch.stack([w, u]))
+        hidden.bias.copy_(torch.tensor([-3.0, 0.0]))
+        last.weight.copy_(torch.tensor([[1.0, -1.0]]))
+    network = torch.nn.Sequential(torch.nn.Flatten(), hidden, torch.nn.ReLU(), last)
+    model = load_model(network, task="regression", input_size=(3, 2, 2))
+    plain: Any = {"parametrization": "pixels", "optimizer": "sgd", "lr": 0.01, "start_noise": 0.0, **PLAIN}
+    start = torch.full((1, 3, 2, 2), 0.5, dtype=torch.float64)
+    for first, minimize, direction in (
+        (2, False, 2 * w - u), (0, False, -3 * u), (5, False, 3 * w), (5, True, 3 * u)
+    ):  # fmt: skip
+        result = class_visualization(model, 0, **plain, steps=3, deconvnet_steps=first, minimize=minimize)
+        torch.testing.assert_close(result.images, start + 0.01 * direction.view(1, 3, 2, 2))
 
 
 @method(
@@ -67,6 +87,7 @@ def linear_unit_with_l2_has_its_closed_form() -> None:
     oracle=linear_unit_with_l2_has_its_closed_form,
     relations=[
         agrees_with_ascent(class_ascent),
+        agrees_with_ascent(class_ascent, deconvnet_steps=2),
         agrees_with_ascent(class_ascent, jitter=0, rotate=0, rescale=1, size=None, clip_contribution=0),
         Monotone(
             "steps",
@@ -80,7 +101,7 @@ def linear_unit_with_l2_has_its_closed_form() -> None:
     quick={"steps": 4, "size": None},
     demo={
         "model": "builtin:parts-resnet",
-        "target": ["boat", "fish", "bird", "butterfly", "cat"],
+        "target": ["boat", "fish", "bird", "car", "cat"],
         "parametrization": "cppn",
         "jitter": 4,
         "rotate": 5,
@@ -92,7 +113,7 @@ def class_visualization(
     target: Target,
     start: Start = None,
     *,
-    params: ActivationMaximization = ActivationMaximization(),
+    params: ActivationMaximization = ActivationMaximization(deconvnet_steps=16),
     frames: Frames = 0,
     seed: Seed = None,
 ) -> Synthesis:
@@ -100,12 +121,12 @@ def class_visualization(
 
     I* = argmax_I S(I) - l2 ||I - m||^2 - total_variation TV(I)
 
-    by steps I <- I + lr grad from I = m, the model's mean color, which normalization maps to zero (mid-gray
-    for a model without a mean), plus ``start_noise`` and smooth gray noise of ``start_contrast``. S is the
-    logit of a class, or any other target. In small networks the ascent from an even gray may only remove
-    what speaks against a class, and end where all of its ReLUs are closed, with an empty image:
-    ``start_contrast`` of 0.2 opens them, and leaves a trace of the noise (a network of coordinates has
-    ``start_noise`` alone; 0.2 is enough).
+    by steps I <- I + lr grad from I = m, the model's mean color, which normalization maps to zero (mid-grey
+    for a model without a mean), plus ``start_noise`` and smooth grey noise of ``start_contrast``. S is the
+    logit of a class, or any other target. From an even grey the gradient may only remove what speaks against
+    a class, and the ascent ends with an empty image: what speaks for it is behind closed ReLUs. In the first
+    ``deconvnet_steps`` positive gradients alone pass ReLUs, closed ones as well. (``start_contrast`` of 0.2
+    opens ReLUs too, and leaves a trace of the noise.)
 
     Regularizers, off at 0: the two penalties; a Gaussian blur of width ``blur_sigma`` after every
     ``blur_every`` steps; clipping to m of the ``clip_norm`` per cent of pixels nearest to m and of the
@@ -129,7 +150,8 @@ def class_visualization(
         ``transparent``.
 
     Raises:
-        DivergenceError: the gradient is zero at the start; try ``start_noise`` or another seed.
+        DivergenceError: the gradient is zero at the start, or the score does not change in ten steps; try
+            ``start_noise`` or another seed.
 
     Example::
         from phosphene import run
@@ -140,7 +162,8 @@ def class_visualization(
     Source:
         Simonyan et al. 2014, section 2. Blur and clipping: Yosinski et al. 2015, section 3. Fourier
         parametrization, augmentations and diversity: Olah et al. 2017. Networks of coordinates and opacity:
-        Mordvintsev et al. 2018. Statistics of batch normalization: Yin et al. 2020, equation 4.
+        Mordvintsev et al. 2018. Statistics of batch normalization: Yin et al. 2020, equation 4. Gradients
+        through closed ReLUs: Zeiler & Fergus 2014, section 2.1.
     """
     count = class_count(target)
     rows = torch.arange(count).repeat_interleave(params.variants).tolist()

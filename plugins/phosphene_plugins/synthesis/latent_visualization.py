@@ -182,9 +182,8 @@ def latent_visualization(
         latent = optimize_image(
             score, image, steps=steps, lr=lr, optimizer=optimizer, frames=frames, seed=seed
         )
-        pixels = maximize_activation(
-            model, score, count, None, ActivationMaximization(steps=steps), seed=seed
-        )
+        defaults = ActivationMaximization(steps=steps, deconvnet_steps=16)  # of class_visualization
+        pixels = maximize_activation(model, score, count, None, defaults, seed=seed)
         errors: list[Tensor | None] = [None, None]
         if generator.encoder is not None:
             errors = [reconstruction_error(generator, x.images, image_shape) for x in (latent, pixels)]

@@ -158,7 +158,13 @@ def _crops_by_hand(images: Tensor) -> None:
         ScalesWith("logits", power=0, fields=("images", "alpha"), tolerance=1e-4),
     ],
     quick={"steps": 4, "crops": 2},
-    demo={"dataset": "builtin:scenes/300"},
+    demo={
+        "model": "builtin:parts-resnet",
+        "dataset": "builtin:part-scenes/100",
+        "target": ["boat", "fish", "butterfly", "cat"],
+        "steps": 96,
+        "crops": 2,
+    },
 )
 def maco(
     model: Model,

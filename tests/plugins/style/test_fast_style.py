@@ -490,3 +490,27 @@ def test_the_bundled_stylizer_reproduces_each_style_best() -> None:
         grams = statistics(stylized)
         distances = [float((grams - w).norm() / w.norm()) for w in expected]
         assert distances.index(min(distances)) == number, (name, distances)
+
+
+def test_a_training_starts_at_a_stylizer_and_does_not_change_it(
+    model: Model, images: Tensor, styles: Tensor, stylizer: TrainedNetwork
+) -> None:
+    before = {name: value.clone() for name, value in stylizer.network.state_dict().items()}
+    options: Any = {"steps": 1, "batch": 1, "width": 9, "blocks": 3, "seed": 0}
+    result = fit(model, images, styles[:2], stylizer, lr=1e-9, **options)
+    assert result.config == stylizer.config | {"styles": 2} and result.labels == ("style 0", "style 1")
+    for name, value in result.network.state_dict().items():
+        mean = before[name].mean(0).expand_as(value) if value.dim() == 2 else before[name]
+        torch.testing.assert_close(value, mean, atol=1e-6, rtol=0)
+        assert torch.equal(stylizer.network.state_dict()[name], before[name])
+    trained = fit(model, images, styles[:2], stylizer, **options | {"steps": 4})
+    assert not torch.equal(trained.network.down[0].conv.weight, before["down.0.conv.weight"])
+
+
+def test_a_start_at_a_stylizer_needs_conditional_norm(
+    model: Model, images: Tensor, styles: Tensor, stylizer: TrainedNetwork
+) -> None:
+    batch = fit(model, images, styles[:1], norm="batch", steps=1, **SMALL)
+    for start, norm in ((batch, "conditional"), (stylizer, "instance")):
+        with pytest.raises(InputError, match="needs conditional norm in both networks"):
+            fit(model, images, styles[:1], start, norm=norm, steps=1, **SMALL)

@@ -45,6 +45,19 @@ def test_a_training_is_saved_loaded_and_applied(tmp_path: Path) -> None:
     torch.testing.assert_close(again.stylized, ours)
 
 
+def test_a_training_starts_at_a_stylizer_and_does_not_change_it() -> None:
+    start = stylizer()
+    before = {name: value.clone() for name, value in start.network.state_dict().items()}
+    options: Any = DATA | {"stylizer": start, "batch": 2, "seed": 0}
+    result: Any = run("predicted_style_fit", **options, steps=1, lr=1e-9)
+    assert result.config == start.config
+    for name, value in result.network.state_dict().items():
+        torch.testing.assert_close(value, before[name], atol=1e-6, rtol=0)
+        assert torch.equal(start.network.state_dict()[name], before[name])
+    trained: Any = run("predicted_style_fit", **options, steps=2)
+    assert all(not torch.equal(v, before[n]) for n, v in trained.network.state_dict().items())
+
+
 def test_styles_are_equal_before_the_training_and_differ_after() -> None:
     untrained, random = PredictedStyleNetwork(2, 1, 2, 4), stylizer().network
     styles = draw(2, 3, 9, 9)

@@ -29,7 +29,7 @@ visualize = methods["synthesis.class_visualization"]
 
 PLAIN: dict[str, Any] = {
     "l2": 0.0, "blur_every": 0, "jitter": 0, "rotate": 0, "rescale": 1, "seed": 3, "steps": 20,
-    "parametrization": "pixels", "start_noise": 0.05, "start_contrast": 0,
+    "parametrization": "pixels", "start_noise": 0.05, "start_contrast": 0, "deconvnet_steps": 0,
 }  # fmt: skip
 
 
@@ -180,8 +180,9 @@ def test_any_image_size(model: Model) -> None:
 def test_unit_without_gradient_is_a_divergence_error(model: Model) -> None:
     with torch.no_grad():
         model.module[0].bias.fill_(-100.0)
-    with pytest.raises(DivergenceError, match="cannot start"):
-        visualize(model, "1[0]", seed=0)
+    for deconvnet_steps, reason in ((0, "cannot start"), (16, "is flat")):
+        with pytest.raises(DivergenceError, match=reason):
+            visualize(model, "1[0]", seed=0, deconvnet_steps=deconvnet_steps)
 
 
 def test_invalid_inputs_are_refused(model: Model) -> None:
@@ -201,12 +202,13 @@ def test_bundled_model_predicts_the_visualised_classes(tmp_path: Path) -> None:
     assert replay(tmp_path / "result").same
 
 
-def test_ascent_from_an_even_gray_that_closes_all_relus_is_avoided_by_contrast() -> None:
-    """From an even gray this logit rises to the head's bias, and stays there."""
+def test_ascent_from_an_even_grey_that_closes_all_relus_is_avoided() -> None:
+    """By plain gradients from an even grey this logit rises to the head's bias, and stays there."""
     options: dict[str, Any] = {"model": "builtin:parts-resnet", "target": "bear", "seed": 2}
     options |= {"steps": 30, "progress": False}
-    assert run("class_visualization", **options).scores[-1] < 0
-    assert run("class_visualization", **options, start_contrast=0.2).scores[-1] > 2
+    assert run("class_visualization", **options, deconvnet_steps=0).scores[-1] < 0
+    assert run("class_visualization", **options, deconvnet_steps=0, start_contrast=0.2).scores[-1] > 2
+    assert run("class_visualization", **options).scores[-1] > 2
 
 
 def test_contrast_is_smooth_gray_noise_about_the_mean_color(model: Model) -> None:

@@ -36,9 +36,13 @@ def test_memorised_images_are_recovered_and_copies_do_not_count() -> None:
     result = recover(model, target=(3, 5, 7), dataset=dataset, steps=60, seed=0, **OPTIONS)
     assert torch.equal(result.neighbors, first[[3, 5, 7]])
     assert (result.recovered > result.baseline).all() and result.baseline.max() < 0.9
+    first_panel, second_panel = result.panels()[0]
+    assert first_panel.title == f"{result.targets[0]}, from the network"
+    assert second_panel.title.startswith("nearest training image (3), recovered: similarity ")
     general = load_model("builtin:shapes-vgg")
     result = recover(general, target=(3, 5, 7), dataset=dataset, steps=30, seed=0, **OPTIONS)
     assert (result.recovered < result.baseline).all()
+    assert ", not recovered: similarity" in result.panels()[0][1].title
 
 
 def test_what_cannot_be_compared_is_refused() -> None:
