@@ -43,7 +43,7 @@ def ascent_has_its_closed_forms(visualize: Visualize) -> None:
 
 
 def _starts_have_their_closed_forms(visualize: Visualize, model: Model) -> None:
-    """Mean color plus white, 1/f or coarse grey noise; variants of the next seeds."""
+    """Mean color plus white, 1/f or coarse gray noise; variants of the next seeds."""
     center, both = model.mean.double().view(3, 1, 1), Class((0, 1))
     white = torch.cat([center + 0.3 * _normal(3, seed) for seed in (3, 4)] * 2).clamp(0, 1)
     variants = visualize(model, both, **_START | {"start_noise": 0.3, "variants": 2}).images
@@ -58,8 +58,8 @@ def _starts_have_their_closed_forms(visualize: Visualize, model: Model) -> None:
     torch.testing.assert_close(fourier, pink, rtol=0, atol=1e-6)
 
     contrast = visualize(model, both, **_START | {"start_contrast": 0.2, "seed": 5}).images
-    grey = (center + _coarse(5) - 0.5).clamp(0, 1).expand(2, -1, -1, -1)
-    torch.testing.assert_close(contrast, grey, rtol=0, atol=1e-6)
+    gray = (center + _coarse(5) - 0.5).clamp(0, 1).expand(2, -1, -1, -1)
+    torch.testing.assert_close(contrast, gray, rtol=0, atol=1e-6)
 
     # An image of one pixel has no frequency but zero, so no noise; all images have the same noise.
     pixels = start_images(model, (2, 3, 1, 1), "fourier", 0.4, 3)
@@ -236,7 +236,7 @@ def _normal(channels: int, seed: int) -> Tensor:
 
 
 def _coarse(seed: int) -> Tensor:
-    """Grey noise (1, 3, H, W) of deviation 0.2 about 1/2, blurred by a tenth of the shorter side."""
+    """Gray noise (1, 3, H, W) of deviation 0.2 about 1/2, blurred by a tenth of the shorter side."""
     noise = gaussian_blur(_normal(1, seed), min(_SIDES) / 10)
     return (0.5 + 0.2 * noise / noise.std()).clamp(0, 1).expand(-1, 3, -1, -1)
 

@@ -57,7 +57,7 @@ def linear_unit_with_l2_has_its_closed_form() -> None:
 
 
 def first_steps_open_a_closed_unit() -> None:
-    """S = relu(w.I - 3) - relu(u.I) from grey: first steps of w, then of -u, whose ReLU alone is open."""
+    """S = relu(w.I - 3) - relu(u.I) from gray: first steps of w, then of -u, whose ReLU alone is open."""
     hidden, last = torch.nn.Linear(12, 2).double(), torch.nn.Linear(2, 1, bias=False).double()
     w, u = (torch.linspace(*ends, 12, dtype=torch.float64) for ends in ((0.1, 0.3), (0.3, -0.1)))
     with torch.no_grad():
@@ -121,9 +121,9 @@ def class_visualization(
 
     I* = argmax_I S(I) - l2 ||I - m||^2 - total_variation TV(I)
 
-    by steps I <- I + lr grad from I = m, the model's mean color, which normalization maps to zero (mid-grey
-    for a model without a mean), plus ``start_noise`` and smooth grey noise of ``start_contrast``. S is the
-    logit of a class, or any other target. From an even grey the gradient may only remove what speaks against
+    by steps I <- I + lr grad from I = m, the model's mean color, which normalization maps to zero (mid-gray
+    for a model without a mean), plus ``start_noise`` and smooth gray noise of ``start_contrast``. S is the
+    logit of a class, or any other target. From an even gray the gradient may only remove what speaks against
     a class, and the ascent ends with an empty image: what speaks for it is behind closed ReLUs. In the first
     ``deconvnet_steps`` positive gradients alone pass ReLUs, closed ones as well. (``start_contrast`` of 0.2
     opens ReLUs too, and leaves a trace of the noise.)

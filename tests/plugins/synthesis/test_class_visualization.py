@@ -202,8 +202,8 @@ def test_bundled_model_predicts_the_visualised_classes(tmp_path: Path) -> None:
     assert replay(tmp_path / "result").same
 
 
-def test_ascent_from_an_even_grey_that_closes_all_relus_is_avoided() -> None:
-    """By plain gradients from an even grey this logit rises to the head's bias, and stays there."""
+def test_ascent_from_an_even_gray_that_closes_all_relus_is_avoided() -> None:
+    """By plain gradients from an even gray this logit rises to the head's bias, and stays there."""
     options: dict[str, Any] = {"model": "builtin:parts-resnet", "target": "bear", "seed": 2}
     options |= {"steps": 30, "progress": False}
     assert run("class_visualization", **options, deconvnet_steps=0).scores[-1] < 0

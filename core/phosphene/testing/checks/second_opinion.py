@@ -39,7 +39,7 @@ _WORK = re.compile(r"batch|chunk|workers|normali[sz]e|enlarge|upsample|resize|fu
 #: Parameters that a result shows by its shape, and the layer, for which each is tried.
 _SAME_DEFAULT = ("layer", "components")
 #: Names of uniform baselines by their value.
-_UNIFORM = {0.0: ("zero", "black"), 0.5: ("grey", "gray"), 1.0: ("white",)}
+_UNIFORM = {0.0: ("zero", "black"), 0.5: ("gray", "grey"), 1.0: ("white",)}
 #: Words for another score than the logit, and for channels that are joined in another way.
 _OTHER_SCORE = r"probab|softmax|confidence|cross-?entropy|log-?likelihood|\bloss\b|contrast|margin"
 _REDUCTIONS = {
@@ -114,7 +114,7 @@ def _names_default(name: str, value: Any, text: str) -> bool:
     words = {
         ("norm", "linf"): r"\bsign\b|\bl_?inf",
         ("baseline", "zero"): r"black|\bzero",
-        ("baseline", "grey"): r"\bgr[ae]y|\b0\.5\b",
+        ("baseline", "gray"): r"\bgr[ae]y|\b0\.5\b",
     }.get((name, value))
     return words is not None and re.search(words, text) is not None
 
@@ -182,7 +182,7 @@ def _accepted(library: AnyMethod, name: str, value: Any) -> Any:
 def _same_baseline(value: Any) -> Iterator[Any]:
     """The spellings of a uniform baseline of the library."""
     if isinstance(value, str) and (images := baseline_of(torch.zeros(1, 1, 1, 1), value)) is not None:
-        yield {0.0: "zero", 0.5: "grey"}.get(float(images), value)
+        yield {0.0: "zero", 0.5: "gray"}.get(float(images), value)
 
 
 def _validated(method: AnyMethod, params: dict[str, Any]) -> dict[str, Any]:
