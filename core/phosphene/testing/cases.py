@@ -153,8 +153,11 @@ _DEFAULT = Case()
 def sample_input(declared: Input, request: SampleRequest) -> Any:
     """A value for an input: its role's sample; of one that is required and has none by default, another.
 
-    That is images for ``guide`` and ``start``, and a copy with other weights for ``other_model``.
+    That is images for ``guide`` and ``start``, and a copy with other weights for ``other_model``. None of an
+    optional stylizer: a training that starts at one has its widths, whatever the parameters are.
     """
+    if not declared.required and declared.role in ("stylizer", "predicted_stylizer"):
+        return None
     sample = ROLES[declared.role].sample(request)
     if sample is None and declared.required and declared.role in ("guide", "start"):
         return ROLES["images"].sample(request)

@@ -71,7 +71,8 @@ def first_steps_open_a_closed_unit() -> None:
     for first, minimize, direction in (
         (2, False, 2 * w - u), (0, False, -3 * u), (5, False, 3 * w), (5, True, 3 * u)
     ):  # fmt: skip
-        result = class_visualization(model, 0, **plain, steps=3, deconvnet_steps=first, minimize=minimize)
+        options = plain | {"steps": 3, "deconvnet_steps": first, "minimize": minimize}
+        result = class_visualization(model, 0, **options)
         torch.testing.assert_close(result.images, start + 0.01 * direction.view(1, 3, 2, 2))
 
 

@@ -160,9 +160,9 @@ def _crops_by_hand(images: Tensor) -> None:
     quick={"steps": 4, "crops": 2},
     demo={
         "model": "builtin:parts-resnet",
-        "dataset": "builtin:part-scenes/100",
+        "dataset": "builtin:part-scenes/60",
         "target": ["boat", "fish", "butterfly", "cat"],
-        "steps": 96,
+        "steps": 64,
         "crops": 2,
     },
 )
