@@ -87,7 +87,7 @@ BRITISH = re.compile(
 #: Titles, names in results, keys of random numbers, files, and patterns that match both spellings.
 QUOTED = (
     *("Deep Inside Convolutional Networks: Visualising", "Visualising and Understanding"),
-    *("own colours", 'key, "colour"', "|centre|", '"grey": 0.5'),
+    *("own colours", 'key, "colour"', "|centre|", '"grey": 0.5', '("gray", "grey")'),
 )
 
 

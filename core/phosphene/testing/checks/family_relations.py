@@ -101,16 +101,16 @@ def _first_calls(method: AnyMethod, networks: tuple[str, ...], params: dict[str,
     raise SkipTest(f"it refused the networks {', '.join(networks)}: {refusal}")
 
 
-def _accepted_count(method: AnyMethod, name: str, wanted: int) -> int:
+def _accepted_count(method: AnyMethod, name: str, count: int) -> int:
     arguments = Case().arguments(method)
-    while wanted > 1:
+    while count > 1:
         try:
-            method.validate(arguments | {name: wanted})
+            method.validate(arguments | {name: count})
         except PhospheneError:
-            wanted //= 2
+            count //= 2
         else:
             break
-    return wanted
+    return count
 
 
 def _offsets(calls: RelationCalls) -> tuple[Tensor, float]:
@@ -361,10 +361,10 @@ def nearest_neighbor_is_the_twin(method: AnyMethod) -> None:
         compared += 1
         row = indices[0 if queries is not None else 3].tolist()
         nearest = [n for n in row if queries is not None or n != 3][0:1]
-        wanted = 3 if queries is not None else 8
-        assert nearest == [wanted], (
-            f"{name} of a copy of image {3 if queries else 8} with a little noise are {row}: {wanted} is the "
-            f"nearest\non {call.case}"
+        expected = 3 if queries is not None else 8
+        assert nearest == [expected], (
+            f"{name} of a copy of image {3 if queries else 8} with a little noise are {row}, and "
+            f"{expected} is the nearest\non {call.case}"
         )
     if not compared:
         raise SkipTest("it returned no indices")
@@ -502,11 +502,11 @@ def explained_variances_are_those_of_the_coordinates(method: AnyMethod) -> None:
             if not centered or float(variances.max()) < 1.01 * float(variances.min()):
                 continue  # features, or whitened coordinates
             compared += 1
-            wanted = variances / variances.sum()
-            error = float((own / own.sum() - wanted).abs().max())
+            expected = variances / variances.sum()
+            error = float((own / own.sum() - expected).abs().max())
             assert error < 1e-3, (
-                f"{name} is in the proportions {_shares(own)}, the variances of {other} in {_shares(wanted)}"
-                f"\non {call.case}"
+                f"{name} is in the proportions {_shares(own)}, the variances of {other} in "
+                f"{_shares(expected)}\non {call.case}"
             )
     if not compared:
         raise SkipTest("it returned no explained variances with coordinates")

@@ -193,18 +193,18 @@ def _validated(method: AnyMethod, params: dict[str, Any]) -> dict[str, Any]:
     return params
 
 
-def _count(method: AnyMethod, twin: Twin, name: str, wanted: int) -> dict[str, int]:
-    """The largest count up to ``wanted`` that both accept."""
+def _count(method: AnyMethod, twin: Twin, name: str, most: int) -> dict[str, int]:
+    """The largest count up to ``most`` that both accept."""
     if name not in twin.method.spec.params.model_fields:
         return {}
     own = next((n for n in method.spec.params.model_fields if same_meaning(n, (name,))), None)
-    while wanted > 1 and own is not None:
+    while most > 1 and own is not None:
         try:
-            method.validate(_defaults(method) | {own: wanted})
+            method.validate(_defaults(method) | {own: most})
             break
         except PhospheneError:
-            wanted //= 2
-    return {name: wanted}
+            most //= 2
+    return {name: most}
 
 
 def _run_both(method: AnyMethod, twin: Twin, setting: _Setting, inputs: Mapping[str, Any]) -> tuple[Any, Any]:
