@@ -70,6 +70,7 @@ def warnings_name_what_is_wrong_with_a_model() -> None:
     normal, constant = linear_model(weight), torch.zeros(2, 1, 2, 2, dtype=torch.float64)
     models: list[tuple[AnyModel, list[tuple[str, ...]]]] = [
         (normal, [(), ()]),
+        (linear_model(weight.abs()), [(), ()]),  # a gradient of the loss without positive numbers
         (normal.defended(noise, "noise"), [("random",)] * 2),
         (linear_model(weight, bias=[0.0, -50.0]).defended(noise, "noise"), [(), ()]),  # below the tolerance
         (linear_model(constant), [(), ("no gradient",)]),  # predicts 0, so the first image is wrong already
@@ -85,6 +86,10 @@ def warnings_name_what_is_wrong_with_a_model() -> None:
     result = auto_attack(four, images, labels * 0 + 3, seed=0)
     assert result.broken_by == ("clean",) * 2 and result.warnings == ((),) * 2
     assert {*result.flags()} == {"labels"} and torch.equal(result.adversarial, images)
+    # With the least effort a step of APGD, from the start of the seed.
+    least = auto_attack(normal, images, labels, eps=0.5, norm="l2", effort=0.001, seed=1)
+    step = methods["attacks.apgd"](normal, images, labels, eps=0.5, norm="l2", steps=1, seed=1)
+    assert least.success.all() and torch.equal(least.adversarial, step.adversarial)
     rounded = normal.defended(lambda x: (10 * x).round() / 10, "rounded")
     result = auto_attack(rounded, images, labels, eps=0.12, effort=0.02, seed=0)
     always = ("few classes", "effort")
