@@ -185,8 +185,8 @@ class ActivationMaximization(Penalties):
         Field(
             ge=0,
             le=100_000,
-            description="number of first steps at which positive gradients alone pass ReLUs, closed ones too; "
-            "not of a network of coordinates",
+            description="number of first steps at which positive gradients alone pass ReLUs, closed ones "
+            "too; not of a network of coordinates",
         ),
     ] = 0
     size: ImageSide = None
