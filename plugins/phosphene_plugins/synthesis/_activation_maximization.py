@@ -185,7 +185,8 @@ class ActivationMaximization(Penalties):
         Field(
             ge=0,
             le=100_000,
-            description="number of first steps at which positive gradients alone pass ReLUs, closed ones too",
+            description="number of first steps at which positive gradients alone pass ReLUs, closed ones "
+            "too; not of a network of coordinates",
         ),
     ] = 0
     size: ImageSide = None
@@ -271,7 +272,7 @@ def maximize_activation(
         optimizer=params.optimizer,
         maximize=not params.minimize,
         regularizer=penalty if has_penalty else None,  # equivalent mutants: penalties of weight 0
-        deconvnet_steps=params.deconvnet_steps,
+        deconvnet_steps=0 if params.parametrization == "cppn" else params.deconvnet_steps,
         transform=transform,
         after_step=blur_and_clip
         if params.blur_every or params.clip_norm or params.clip_contribution

@@ -102,7 +102,7 @@ def first_steps_open_a_closed_unit() -> None:
     quick={"steps": 4, "size": None},
     demo={
         "model": "builtin:parts-resnet",
-        "target": ["boat", "fish", "bird", "car", "cat"],
+        "target": ["boat", "fish", "bird", "butterfly", "cat"],
         "parametrization": "cppn",
         "jitter": 4,
         "rotate": 5,
@@ -126,8 +126,9 @@ def class_visualization(
     for a model without a mean), plus ``start_noise`` and smooth gray noise of ``start_contrast``. S is the
     logit of a class, or any other target. From an even gray the gradient may only remove what speaks against
     a class, and the ascent ends with an empty image: what speaks for it is behind closed ReLUs. In the first
-    ``deconvnet_steps`` positive gradients alone pass ReLUs, closed ones as well. (``start_contrast`` of 0.2
-    opens ReLUs too, and leaves a trace of the noise.)
+    ``deconvnet_steps`` positive gradients alone pass ReLUs, closed ones as well; not those of a network of
+    coordinates, which they darken (its ``start_noise`` of 0.2 is enough). ``start_contrast`` of 0.2 opens
+    ReLUs too, and leaves a trace of the noise.
 
     Regularizers, off at 0: the two penalties; a Gaussian blur of width ``blur_sigma`` after every
     ``blur_every`` steps; clipping to m of the ``clip_norm`` per cent of pixels nearest to m and of the
