@@ -80,10 +80,12 @@ class Evaluator:
     def _objective_and_gradient(self, inputs: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
         if not self.through_closed_relus:
             return _value_and_gradient(self.objective, inputs, images, "objective")
+        sign = 1 if self.maximize else -1  # a descent follows the positive gradients of -S
         with rewrite_backward(deconvnet, required=False):
             scores, gradient = _value_and_gradient(
-                self.objective, inputs, images, "objective", retain_graph=True
+                lambda x: sign * self.objective(x), inputs, images, "objective", retain_graph=True
             )
+        scores, gradient = sign * scores, sign * gradient
         if (blocked := (gradient == 0).flatten(1).all(1)).any():
             _, plain = _value_and_gradient(self.objective, inputs, images, "objective")
             gradient = torch.where(blocked.view(-1, 1, 1, 1), plain, gradient)

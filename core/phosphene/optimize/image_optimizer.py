@@ -85,8 +85,8 @@ def optimize_image(
         regularizer: images -> penalties (N,).
         transform: (images, generator) -> augmented images for the objective, drawn anew at every step.
         after_step: (images, pixel gradient of the objective, step) -> images, an edit between steps.
-        deconvnet_steps: number of first steps of an ascent at which positive gradients alone pass ReLUs,
-            closed ones as well (deconvolutional network, Zeiler & Fergus 2014): they add what speaks for the
+        deconvnet_steps: number of first steps at which positive gradients (of the negated objective where
+            it is minimized) alone pass ReLUs, closed ones as well (deconvolutional network, Zeiler & Fergus 2014): they add what speaks for the
             objective, where plain gradients from an even gray may only remove what speaks against it.
             Where none is positive, the plain gradient is used.
         opacity: also return ``alpha``, the sum over the steps of the absolute gradient of the objective at
@@ -121,7 +121,7 @@ def optimize_image(
         # After an earlier stop this loop starts from an unfinished result: a resumed run must not use it.
         start_is_final = not stop.requested
         for step in progress_bar(range(len(record.scores), steps), action, note=note):
-            evaluate.through_closed_relus = maximize and step < deconvnet_steps
+            evaluate.through_closed_relus = step < deconvnet_steps
             evaluation = evaluation or evaluate()
             check_finite(evaluation, step, lr)
             record.scores.append(evaluation.scores)

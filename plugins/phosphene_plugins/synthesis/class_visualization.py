@@ -69,7 +69,7 @@ def first_steps_open_a_closed_unit() -> None:
     plain: Any = {"parametrization": "pixels", "optimizer": "sgd", "lr": 0.01, "start_noise": 0.0, **PLAIN}
     start = torch.full((1, 3, 2, 2), 0.5, dtype=torch.float64)
     for first, minimize, direction in (
-        (2, False, 2 * w - u), (0, False, -3 * u), (5, False, 3 * w), (5, True, 3 * u)
+        (2, False, 2 * w - u), (0, False, -3 * u), (5, False, 3 * w), (5, True, 3 * u),
     ):  # fmt: skip
         options = plain | {"steps": 3, "deconvnet_steps": first, "minimize": minimize}
         result = class_visualization(model, 0, **options)

@@ -114,6 +114,6 @@ def test_saved_result_has_its_examples(tmp_path: Path) -> None:
 
 def test_defaults_are_those_of_class_visualization() -> None:
     defaults = methods["synthesis.class_visualization"].spec.params.model_fields
-    params = ActivationMaximization().model_dump()
-    assert len(params) == 23
+    params = ActivationMaximization(deconvnet_steps=16).model_dump()
+    assert len(params) == 24
     assert params == {name: defaults[name].default for name in params}
