@@ -38,11 +38,13 @@ def model() -> Model:
 
 
 def test_minimize_lowers_the_score(model: Model) -> None:
-    low = visualize_class(model, Class((0, 1)), minimize=True, **FEW)
-    assert (low.scores[-1] < low.scores[0]).all()
-    # Of the negated unit it is the maximum.
-    negated = visualize_class(model, lambda logits: -logits[:, 0], **FEW)
-    torch.testing.assert_close(low.images[:1], negated.images, atol=1e-9, rtol=0)
+    for deconvnet_steps in (0, 4):
+        options = FEW | {"deconvnet_steps": deconvnet_steps, "steps": 60 if deconvnet_steps else 10}
+        low = visualize_class(model, Class((0, 1)), minimize=True, **options)
+        assert (low.scores[-1] < low.scores[0]).all()
+        # Of the negated unit it is the maximum.
+        negated = visualize_class(model, lambda logits: -logits[:, 0], **options)
+        torch.testing.assert_close(low.images[:1], negated.images, atol=1e-9, rtol=0)
 
 
 @pytest.mark.parametrize("layer", ["3", "6"])
