@@ -1,4 +1,4 @@
-"""Trains the bundled shapes-diffusion: a v-prediction denoiser of drawn scenes and textures."""
+"""Trains the bundled shapes-diffusion: a v-prediction denoiser of drawn scenes, textures and paintings."""
 
 from __future__ import annotations
 
@@ -14,20 +14,22 @@ from torch import Tensor
 
 from phosphene.builtin.denoiser import DENOISER, ShapesDenoiser
 from phosphene.builtin.scenes import SIZE, draw_scenes
-from phosphene.builtin.textures import TEXTURES, load_texture
+from phosphene.builtin.textures import PAINTINGS, TEXTURES, load_painting, load_texture
 
 # data
-SCENES = 2_000
+SCENES = 10_000
 TEST_SCENES = 200
 # optimizer
-STEPS = 2_400
+STEPS = 22_000
 BATCH = 8
+DRAWN = 6  # scenes in a batch; the others are crops of textures and paintings
 LEARNING_RATE = 1.5e-3
-EMA = 0.995  # decay of the average of the weights
+EMA = 0.999  # decay of the average of the weights
 
 RECIPE = (
-    f"AdamW, batches of {BATCH}, half of them scenes and half crops of the bundled textures; the squared "
-    f"error of v at a uniformly random time, the learning rate on a cosine, weights averaged (EMA {EMA})"
+    f"AdamW, batches of {BATCH}: {DRAWN} scenes and {BATCH - DRAWN} crops of the bundled textures and "
+    f"paintings; the squared error of v at a uniformly random time, the learning rate on a cosine, weights "
+    f"averaged (EMA {EMA})"
 )
 
 
@@ -47,7 +49,8 @@ def train(out: Path, *, seed: int) -> None:
         "test_error_of_v": squared_error(denoiser, test_images, seed),
     }
     write_file(out / f"{DENOISER}.safetensors", weights)
-    summary = f"{(type(denoiser).__doc__ or '').splitlines()[0]} Of drawn scenes and the bundled textures."
+    network = (type(denoiser).__doc__ or "").splitlines()[0]
+    summary = f"{network} Of drawn scenes and the bundled textures and paintings."
     write_card(out / f"{DENOISER}.md", summary, weights, **facts)
 
 
@@ -57,16 +60,23 @@ def fit_denoiser(*, seed: int) -> tuple[ShapesDenoiser, list[float]]:
         torch.manual_seed(seed)
         denoiser = ShapesDenoiser()
     scenes = draw_scenes(SCENES, seed=seed).images
-    textures = torch.stack([load_texture(name) for name in TEXTURES])
+    textures = textures_and_paintings()
     generator = torch.Generator().manual_seed(seed)
 
     def loss() -> Tensor:
-        batch = scenes[torch.randint(len(scenes), (BATCH // 2,), generator=generator)]
+        batch = scenes[torch.randint(len(scenes), (DRAWN,), generator=generator)]
         batch = torch.cat([batch, texture_crops(textures, BATCH - len(batch), generator)])
         return v_loss(denoiser, batch, generator)
 
     losses = fit_averaged(denoiser, loss, steps=STEPS, lr=LEARNING_RATE, ema=EMA, title=DENOISER)
     return denoiser, losses
+
+
+def textures_and_paintings() -> Tensor:
+    """The bundled textures, and the paintings at half their size: (S, 3, 128, 128)."""
+    textures = torch.stack([load_texture(name) for name in TEXTURES])
+    paintings = torch.stack([load_painting(name) for name in PAINTINGS])
+    return torch.cat([textures, F.interpolate(paintings, scale_factor=0.5, mode="area")])
 
 
 def v_loss(denoiser: ShapesDenoiser, images: Tensor, generator: torch.Generator) -> Tensor:

@@ -11,31 +11,32 @@ from averaged_training import fit_averaged
 from model_cards import first_and_last_loss, parameter_count, write_card, write_file
 from safetensors.torch import save
 from torch import Tensor
-from train_denoiser import texture_crops
+from train_denoiser import texture_crops, textures_and_paintings
 
 from phosphene.builtin.denoiser import ShapesDenoiser, load_denoiser
 from phosphene.builtin.image_adapter import IMAGE_ADAPTER, ShapesImageAdapter
 from phosphene.builtin.scenes import CLASSES, draw_scenes
-from phosphene.builtin.textures import TEXTURES, load_texture
 from phosphene.generative import ImageAdapter
 from phosphene_plugins.style.ip_adapter import add_image_attention
 
 # data
-SCENES = 1_000
+SCENES = 2_000
 TEST_SCENES = 100
 # optimizer
-STEPS = 900
+STEPS = 3_000
 BATCH = 8
+DRAWN = 6  # scenes in a batch; the others are crops of textures and paintings
 LEARNING_RATE = 1e-2
-EMA = 0.98  # decay of the average of the weights
-# Colors are decided at the noisiest times, textures a little later.
-NOISY, NOISY_SHARE = 700, 0.7
+EMA = 0.99  # decay of the average of the weights
+# Colors and layout are decided at the noisiest times, outlines a little later.
+NOISY, NOISY_SHARE = 500, 0.8
 BLANK_SHARE = 0.1  # of the images, whose embedding is zero, for guidance
 
 RECIPE = (
-    f"AdamW, batches of {BATCH}, half of them scenes and half crops of the bundled textures, each prompted "
-    f"by its mirror image, or by none ({BLANK_SHARE:.0%}); the squared error of v, {NOISY_SHARE:.0%} of the "
-    f"times above {NOISY}; the learning rate on a cosine, weights averaged (EMA {EMA})"
+    f"AdamW, batches of {BATCH}: {DRAWN} scenes and {BATCH - DRAWN} crops of the bundled textures and "
+    f"paintings, each prompted by itself, or by none ({BLANK_SHARE:.0%}); the squared error of v, "
+    f"{NOISY_SHARE:.0%} of the times above {NOISY}; the learning rate on a cosine, weights averaged "
+    f"(EMA {EMA})"
 )
 
 
@@ -57,7 +58,9 @@ def train(out: Path, *, seed: int) -> None:
         "test_error_without_adapter": squared_error(denoiser, None, test_images, seed),
     }
     write_file(out / f"{IMAGE_ADAPTER}.safetensors", weights)
-    summary = "Image prompts for shapes-diffusion, by attention to four tokens of an image."
+    summary = (
+        "Image prompts for shapes-diffusion, by attention to tokens of an image and of each of its 16 cells."
+    )
     write_card(out / f"{IMAGE_ADAPTER}.md", summary, weights, **facts)
 
 
@@ -68,7 +71,7 @@ def fit_adapter(denoiser: ShapesDenoiser, *, seed: int) -> tuple[ShapesImageAdap
         trained = ShapesImageAdapter()
     drawn = draw_scenes(SCENES, seed=seed)
     scenes = drawn.images
-    textures = torch.stack([load_texture(name) for name in TEXTURES])
+    textures = textures_and_paintings()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         adapter = trained.adapter()
@@ -85,7 +88,7 @@ def fit_adapter(denoiser: ShapesDenoiser, *, seed: int) -> tuple[ShapesImageAdap
                 trained.classes[index] = centered[of_class].mean(0)
 
     def loss() -> Tensor:
-        batch = scenes[torch.randint(len(scenes), (BATCH // 2,), generator=generator)]
+        batch = scenes[torch.randint(len(scenes), (DRAWN,), generator=generator)]
         batch = torch.cat([batch, texture_crops(textures, BATCH - len(batch), generator)])
         return v_loss(denoiser, adapter, batch, generator)
 
@@ -96,7 +99,7 @@ def fit_adapter(denoiser: ShapesDenoiser, *, seed: int) -> tuple[ShapesImageAdap
 def v_loss(
     denoiser: ShapesDenoiser, adapter: ImageAdapter | None, images: Tensor, generator: torch.Generator
 ) -> Tensor:
-    """Mean squared error of v, with a random time and noise for each image, each prompted by its mirror."""
+    """Mean squared error of v, with a random time and noise for each image, each prompted by itself."""
     count = len(images)
     noisy = torch.rand(count, generator=generator) < NOISY_SHARE
     t = torch.randint(NOISY, (count,), generator=generator)
@@ -109,7 +112,7 @@ def v_loss(
     predict: Any = denoiser
     if adapter is not None:
         with torch.no_grad():
-            embeddings = adapter.embeddings(images.flip(3)) * ~blank[:, None]
+            embeddings = adapter.embeddings(images) * ~blank[:, None]
         predict = add_image_attention(denoiser, adapter, embeddings, dict.fromkeys(range(3), 1.0))
     return F.mse_loss(predict(abar.sqrt() * x + (1 - abar).sqrt() * noise, t), v)
 

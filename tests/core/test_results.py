@@ -29,7 +29,7 @@ from phosphene import progress as progress_module
 from phosphene.cli.app import app
 from phosphene.images import colorize, overlay
 from phosphene.images.map_style import map_style
-from phosphene.results import Synthesis, panel
+from phosphene.results import Attribution, Synthesis, panel
 
 QUICK: dict[str, dict[str, Any]] = {
     "grad_cam": {"images": "builtin:scenes/3"},
@@ -314,3 +314,16 @@ def test_titles_of_panels_can_be_any_text() -> None:
     result = Synthesis(images=torch.zeros(2, 3, 4, 4), scores=torch.zeros(0, 2), targets=("a", "b"))
     figure = result.figure(titles=["$x$", "é\n"])
     assert [axes.get_title() for axes in figure.axes][0] == "$x$"
+
+
+@pytest.mark.parametrize("layout", ["map", "overlay"])
+def test_a_map_of_zeros_says_so(layout: Any) -> None:
+    """A black panel would otherwise look like a failure: deconvnet's on networks whose interior it blocks."""
+    maps = torch.zeros(2, 3, 3)
+    maps[1, 1, 2] = -1e-6
+    result = Attribution(
+        images=torch.rand(2, 3, 6, 6), maps=maps, targets=("star", "heart"),
+        more=maps[:, None].flip(0), more_names=("ring",), layout=layout,
+    )  # fmt: skip
+    titles = [[panel.title for panel in group] for group in result.panels()]
+    assert titles == [["", "star, 0 everywhere", "ring"], ["", "heart", "ring, 0 everywhere"]]

@@ -11,7 +11,7 @@ from .networks import load_generator
 
 DENOISER = "shapes-diffusion"
 #: Channels at 32 x 32, 16 x 16 and 8 x 8 positions (of a 64 x 64 image), and of the time embedding.
-FINE, MIDDLE, COARSE, TIME = 32, 48, 64, 64
+FINE, MIDDLE, COARSE, TIME = 32, 64, 128, 64
 
 
 class ResnetBlock(nn.Module):

@@ -86,9 +86,9 @@ def optimize_image(
         transform: (images, generator) -> augmented images for the objective, drawn anew at every step.
         after_step: (images, pixel gradient of the objective, step) -> images, an edit between steps.
         deconvnet_steps: number of first steps at which positive gradients (of the negated objective where
-            it is minimized) alone pass ReLUs, closed ones as well (deconvolutional network, Zeiler & Fergus 2014): they add what speaks for the
-            objective, where plain gradients from an even gray may only remove what speaks against it.
-            Where none is positive, the plain gradient is used.
+            it is minimized) alone pass ReLUs, closed ones as well (deconvolutional network, Zeiler & Fergus
+            2014): they add what speaks for the objective, where plain gradients from an even gray may only
+            remove what speaks against it. Where none is positive, the plain gradient is used.
         opacity: also return ``alpha``, the sum over the steps of the absolute gradient of the objective at
             each pixel, mean over the channels, divided by its 80th percentile in the image and clipped to 1:
             near 0 where the objective does not depend on the image (MACO, Fel et al. 2023).

@@ -122,12 +122,16 @@ class Attribution(Result):
         return min_max(torch.where(maps.amax((1, 2), keepdim=True) > 0, maps.clamp(min=0), maps))
 
     def panels(self) -> list[list[Panel]]:
-        rendered = zip(self.images, self._render_maps(self.maps), self.targets, strict=True)
-        groups = [[Panel(image), Panel(drawn, target, is_output=True)] for image, drawn, target in rendered]
+        groups = [[Panel(image)] for image in self.images]
+        columns = [(self.maps, self.targets)]
         if self.more is not None:
-            for maps, name in zip(self.more.unbind(1), self.more_names, strict=True):
-                for group, drawn in zip(groups, self._render_maps(maps), strict=True):
-                    group.append(Panel(drawn, name, is_output=True))
+            pairs = zip(self.more.unbind(1), self.more_names, strict=True)
+            columns += [(maps, (name,) * len(groups)) for maps, name in pairs]
+        for maps, names in columns:
+            for group, drawn, raw, name in zip(groups, self._render_maps(maps), maps, names, strict=True):
+                # Nothing else tells a map of zeros from one that failed.
+                title = name if raw.any() else f"{name}, 0 everywhere"
+                group.append(Panel(drawn, title, is_output=True))
         return groups
 
     def rows(self) -> list[list[Panel]]:

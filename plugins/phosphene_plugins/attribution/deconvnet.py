@@ -50,6 +50,10 @@ def deconvnet(model: Model, images: Images, target: Target = None) -> Attributio
     The map depends on the image only through the positions of max-pooling's maxima: without max-pooling
     it is the same for every image. Every ReLU and ReLU6 is rewritten: module, functional, in place or reused.
 
+    The paper starts from single units. Where a class is the mean over all positions of a last map, every
+    position inside starts with the same gradient, which a ReLU may pass only at the border, or nowhere: the
+    map is then 0 except at the border, beside the object. Use the target ``layer[channel,row,column]``.
+
     Returns:
         ``maps`` (N, H, W), raw.
 

@@ -246,7 +246,7 @@ def one_step_of_injection_by_hand() -> None:
     ),
     oracle=gaussian_images_have_a_closed_form,
     quick={"steps": 2},
-    demo={"styles": "builtin:swirls", "gamma": 0.25, "steps": 25},
+    demo={"styles": "builtin:swirls", "gamma": 0.5, "steps": 25},
 )
 def diffusion_style(
     images: Images,

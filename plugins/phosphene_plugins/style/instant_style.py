@@ -163,7 +163,7 @@ def style_blocks_read_what_is_left_of_the_embedding() -> None:
     cost=DRAWING_COST,
     oracle=style_blocks_read_what_is_left_of_the_embedding,
     quick={"steps": 2, "size": [24, 24], "content": "star", "layout_scale": 0.5},
-    demo={"images": "builtin:scenes/3", "prompts": ["", ""], "style_scale": 0.5},
+    demo={"images": "builtin:scenes/3", "prompts": ["", ""], "guidance": 1.5},
 )
 def instant_style(
     images: Images,

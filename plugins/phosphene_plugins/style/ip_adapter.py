@@ -404,7 +404,7 @@ def images_without_prompt(calls: Any) -> Tensor:
     cost=DRAWING_COST,
     oracle=decoupled_attention_by_hand,
     quick={"steps": 2, "size": [24, 24]},
-    demo={"images": "builtin:scenes/3", "prompts": ["", ""]},
+    demo={"images": "builtin:scenes/3", "prompts": ["", ""], "guidance": 1.5},
 )
 def ip_adapter(
     images: Images,
@@ -437,8 +437,8 @@ def ip_adapter(
     beginnings of their names, {"up_blocks.0": 1}; the error for one that does not exist lists them.
 
     The default adapter belongs to the bundled diffusion model, which has no text: its image attention is
-    beside self-attention, and what it reads are mean features of a small classifier, so that only
-    colors are taken from the image.
+    beside self-attention, and what it reads are features of a small classifier, of the whole image and of
+    its cells. Colors and the kind of ground are taken from the image, and coarse layout; no class is.
 
     Images have the size that the model was trained for, if it is recorded, else that of ``images``. The
     noise of a prompt is the same for every image, and that of ``plain``, which is drawn without an image.

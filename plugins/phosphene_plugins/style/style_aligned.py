@@ -142,8 +142,8 @@ def style_aligned(
     ``style_prompt``, an unconditional one empty prompts: each is a sample.
 
     ``denoiser`` is the bundled one, the folder of a diffusers pipeline (unconditional, or Stable Diffusion 1,
-    2, XL or 3), or a ``Denoiser``. Keys of Flux carry positions, which concatenated ones do not have. The
-    bundled model, a small one, draws textures from noise whose colors sharing attention hardly changes.
+    2, XL or 3), or a ``Denoiser``. Keys of Flux carry positions, which concatenated ones do not have. Samples
+    of the bundled model take the reference's colors and small patterns; outlines follow the noise.
 
     Returns:
         ``images`` (N, C, H, W) the references, ``aligned`` and ``plain`` (N, P, C, H, W) in [0, 1].

@@ -1,5 +1,8 @@
 """Diffusion style transfer: closed forms, predictions of denoisers, attention and feature injection."""
 
+import copy
+import sys
+
 import pytest
 import torch
 from torch import Tensor
@@ -132,11 +135,21 @@ def test_queries_keys_and_values_equal_the_equations(untrained):
     assert torch.allclose(attention_outputs[0], expected, atol=1e-5)
 
 
-def test_a_repeated_style_equals_one_style(untrained):
-    image, style = draw_images(), draw_images(seed=1)
-    once = diffusion_style(image, style, untrained, steps=2)
-    twice = diffusion_style(image, style.repeat(2, 1, 1, 1), untrained, steps=2)
-    assert torch.allclose(once.stylized, twice.stylized, atol=1e-3)
+def test_a_repeated_style_equals_one_style(
+    untrained: ShapesDenoiser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Attention over the positions of two equal styles is that over one's.
+
+    The unbiased deviation of twice the 256 positions is smaller by a thousandth, which random weights
+    amplify: AdaIN reads one of the styles here.
+    """
+    module = sys.modules["phosphene_plugins.style.diffusion_style"]
+    monkeypatch.setattr(module, "adain", lambda content, style: adain(content, style[:1]))
+    image, style = draw_images().double(), draw_images(seed=1).double()
+    denoiser = copy.deepcopy(untrained).double()
+    once = diffusion_style(image, style, denoiser, steps=2)
+    twice = diffusion_style(image, style.repeat(2, 1, 1, 1), denoiser, steps=2)
+    assert torch.allclose(once.stylized, twice.stylized, atol=1e-9)
 
 
 def test_default_layers_of_stable_diffusion_are_those_of_the_paper():

@@ -176,7 +176,7 @@ def test_what_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
         (ModelError, "ip_adapter", {"denoiser": GaussianDenoiser(alphas, 0.0, 1.0)}, "no attention layer"),
         (InputError, "ip_adapter", {"prompts": ["a dog"]}, "takes no prompt"),
         (InputError, "ip_adapter", {"denoiser": folders["sd15"]},
-         "has keys for 3 layers of widths 32, 48, 64, this diffusion model has 4 layers of widths 8, 16"),
+         "has keys for 3 layers of widths 32, 64, 128, this diffusion model has 4 layers of widths 8, 16"),
         (InputError, "ip_adapter", {"image_adapter": adapter}, "it is an adapter of another model"),
         (InputError, "ip_adapter", {"images": torch.rand(1, 1, 16, 16)}, "takes 3 channels, the image"),
         (UnknownName, "ip_adapter", {"scale": {"up_blocks.0.attention.0": 1.0}}, "mean 'up_blocks.0.att"),
