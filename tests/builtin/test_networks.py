@@ -185,7 +185,9 @@ def test_vgg_is_plain() -> None:
 def weight_bytes(file: Path) -> int:
     """Size of the weights in a file; losses and previews are those of a training's result."""
     arrays = safetensors.torch.load_file(file)
-    return sum(a.numel() * a.element_size() for name, a in arrays.items() if name not in ("losses", "previews"))
+    return sum(
+        a.numel() * a.element_size() for name, a in arrays.items() if name not in ("losses", "previews")
+    )
 
 
 def test_weights_are_small_and_match_their_cards() -> None:
