@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
+from cross_entropy_training import fit_by_cross_entropy
 from model_cards import accuracy, parameter_count, write_card, write_file
 from safetensors.torch import save
-from torch import nn
 from tqdm import tqdm
 
 from phosphene import load_model, run
-from phosphene.builtin.networks import CERTIFIED, MEAN, STD, ShapesCertified, normalize
+from phosphene.builtin.networks import CERTIFIED, MEAN, STD, ShapesCertified
 from phosphene.builtin.scenes import CLASSES, Scenes, draw_scenes
 from phosphene.data import TensorDataset
 from phosphene.results import TrainedNetwork
@@ -47,7 +46,9 @@ def train(out: Path, *, scenes: int = 10_000, seed: int) -> None:
     """Train the network and write its weights and card to ``out``."""
     data = draw_scenes(scenes, seed=seed)
     images, labels = torch.cat([data.images, data.images.flip(3)]), data.labels.repeat(2)
-    network = first_training(images, labels, seed=seed)
+    network = fit_by_cross_entropy(
+        ShapesCertified, images, labels, steps=FIRST_STEPS, batch=BATCH, lr=LEARNING_RATE, seed=seed
+    )
     options: Any = {"mean": MEAN, "std": STD, "input_size": (3, 64, 64), "classes": CLASSES}
     dataset = TensorDataset(images, [CLASSES[label] for label in labels.tolist()])
     result = run(
@@ -77,23 +78,6 @@ def train(out: Path, *, scenes: int = 10_000, seed: int) -> None:
     tqdm.write(f"{CERTIFIED}: {facts['test_accuracy']:.2%} of {len(test_set)} test scenes")
 
 
-def first_training(images: torch.Tensor, labels: torch.Tensor, *, seed: int) -> nn.Module:
-    """A new network after ``FIRST_STEPS`` steps of Adam on the cross-entropy, in eval mode."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        network = ShapesCertified()
-    optimizer = torch.optim.Adam(network.parameters(), LEARNING_RATE)
-    generator = torch.Generator().manual_seed(seed)
-    for _ in tqdm(range(FIRST_STEPS), CERTIFIED, unit="batch", mininterval=1.0):
-        rows = torch.randint(len(images), (BATCH,), generator=generator)
-        loss = F.cross_entropy(network(normalize(images[rows])), labels[rows])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    return network.eval()
-
-
-@torch.no_grad()
 def proven_shares(model: Any, scenes: Scenes) -> dict[str, float]:
     """The share of scenes whose class is right and proven, for each of ``RADII``."""
     shares = {}

@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
+from cross_entropy_training import fit_by_cross_entropy
 from model_cards import accuracy, parameter_count, write_card, write_file
 from safetensors.torch import save
-from torch import nn
 from tqdm import tqdm
 
 from phosphene import load_model, run
-from phosphene.builtin.networks import LIPSCHITZ, MEAN, STD, ShapesLipschitz, normalize
+from phosphene.builtin.networks import LIPSCHITZ, MEAN, STD, ShapesLipschitz
 from phosphene.builtin.scenes import CLASSES, draw_scenes
 from phosphene.data import TensorDataset
 from phosphene.results import TrainedNetwork
@@ -42,7 +41,9 @@ def train(out: Path, *, scenes: int = 10_000, seed: int) -> None:
     """Train the network and write its weights and card to ``out``."""
     data = draw_scenes(scenes, seed=seed)
     images, labels = torch.cat([data.images, data.images.flip(3)]), data.labels.repeat(2)
-    network = first_training(images, labels, seed=seed)
+    network = fit_by_cross_entropy(
+        ShapesLipschitz, images, labels, steps=FIRST_STEPS, batch=BATCH, lr=FIRST_LEARNING_RATE, seed=seed
+    )
     options: Any = {"mean": MEAN, "std": STD, "input_size": (3, 64, 64), "classes": CLASSES}
     dataset = TensorDataset(images, [CLASSES[label] for label in labels.tolist()])
     result = run(
@@ -80,19 +81,3 @@ def train(out: Path, *, scenes: int = 10_000, seed: int) -> None:
     summary = f"{(ShapesLipschitz.__doc__ or '').splitlines()[0]} Classifies {', '.join(CLASSES)}."
     write_card(out / f"{LIPSCHITZ}.md", summary, weights, **facts)
     tqdm.write(f"{LIPSCHITZ}: {facts['test_accuracy']:.2%} of {len(test_set)} test scenes")
-
-
-def first_training(images: torch.Tensor, labels: torch.Tensor, *, seed: int) -> nn.Module:
-    """A new network after ``FIRST_STEPS`` steps of Adam on the cross-entropy, in eval mode."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        network = ShapesLipschitz()
-    optimizer = torch.optim.Adam(network.parameters(), FIRST_LEARNING_RATE)
-    generator = torch.Generator().manual_seed(seed)
-    for _ in tqdm(range(FIRST_STEPS), LIPSCHITZ, unit="batch", mininterval=1.0):
-        rows = torch.randint(len(images), (BATCH,), generator=generator)
-        loss = F.cross_entropy(network(normalize(images[rows])), labels[rows])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    return network.eval()
