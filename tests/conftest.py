@@ -3,6 +3,7 @@
 import gc
 import os
 import re
+import signal
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,11 @@ ASSETS = Path(os.environ.get("PHOSPHENE_ASSETS", Path(__file__).parents[2] / "sh
 UMAP = re.compile("umap|activation_atlas")
 
 torch.set_num_threads(1)
+
+
+# Started in the background of a script, a process ignores SIGINT, and so do the scripts that tests interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
