@@ -481,7 +481,7 @@ RUN = [
     Case("executor a list", lambda: run_pgd(executor=[]), "no executor", 0),
     Case("no method", lambda: run("salency"), "no method 'salency'", 0),
     Case("a number for a method", lambda: run(3),
-         "a method is a name such as 'pgd' or a Method, not a int", 0),
+         "a method is a name such as 'pgd' or a Method, not an int", 0),
     Case("progress 3", lambda: run_pgd(progress=3), "progress must be True, False, None or a function", 0),
     Case("progress text", lambda: run_pgd(progress="no"), "progress must be True, False", 0),
     Case("progress True", lambda: run_pgd(progress=True), ACCEPTED),

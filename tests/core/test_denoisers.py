@@ -166,7 +166,7 @@ def test_other_folders_are_refused(tmp_path: Path) -> None:
     (tmp_path / "model_index.json").write_text('{"_class_name": "Odd", "unet": ["diffusers", "NoSuchUNet"]}')
     with pytest.raises(InputError, match="cannot be read as a pipeline"):
         load_pipeline(tmp_path)
-    with pytest.raises(InputError, match="a pipeline's folder, not a int"):
+    with pytest.raises(InputError, match="a pipeline's folder, not an int"):
         run("diffusion_style", denoiser=5)
 
 

@@ -153,12 +153,12 @@ def refused_sources() -> dict[str, tuple[Any, str]]:
         "random": (random, "another image each time"),
         "no image": (Items(lambda i: {"picture": 3}), "no column 'image' but 'picture'"),
         "two images": (Items(lambda i: {"image": 3, "img": 4}), "several columns"),
-        "text": (Items(lambda i: 3), "is a int"),
+        "text": (Items(lambda i: 3), "is an int"),
         "sampler": (DataLoader(good, sampler=WeightedRandomSampler([1.0] * 6, 6)), "sampler"),
         "drop_last": (DataLoader(good, drop_last=True), "drop_last"),
         "collate": (DataLoader(good, collate_fn=list), "collate_fn"),
         "splits": ({"train": good, "test": good}, "'train', 'test'"),
-        "number": (3, "not a int"),
+        "number": (3, "not an int"),
         "empty class": (Items(TORCH_FORMS["tensor, number"], classes=["a"]), "none of its 1 classes"),
     }
 

@@ -227,7 +227,7 @@ def test_panels_of_different_images_are_refused(results: dict[str, Any]) -> None
         ([results["grad_cam"], other], "result 1 are not those of result 0"),
         ([results["grad_cam"], fewer], "result 1 are not those of result 0"),
         ([results["embed"]], "no output beside each image"),
-        ([3], "result 0 is a int"),
+        ([3], "result 0 is an int"),
     ):
         with pytest.raises(InputError, match=message):
             panel(bad)

@@ -278,7 +278,7 @@ def test_network_passed_as_an_object_is_built_by_the_caller(dataset: TensorDatas
 
 def test_folders_without_a_trained_model_are_refused(folder: Path, tmp_path: Path) -> None:
     run("saliency", images="builtin:scenes/1", out=tmp_path / "map")
-    with pytest.raises(InputError, match="contains a Attribution"):
+    with pytest.raises(InputError, match="contains an Attribution"):
         load_model(f"trained:{tmp_path / 'map'}")
     with pytest.raises(InputError, match="no network"):
         load_model(network(), weights=tmp_path / "map")

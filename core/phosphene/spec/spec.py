@@ -157,7 +157,7 @@ class MethodSpec(FrozenModel):
         fields = self.params.model_fields
         declared: tuple[DeclaredCondition, ...] = (*self.invariants, *self.relations)
         used = [(condition.kind, condition.parameters()) for condition in declared]
-        used += [("quick", {*self.quick}), ("demo", {*self.demonstration()[1]})]
+        used += [("quick", {*self.quick}), ("demo", {*self.demo} - {i.name for i in self.inputs})]
         used += [("cost", self.cost.names())] if self.cost else []
         for where, names in used:
             for name in names - fields.keys():

@@ -185,7 +185,7 @@ def test_what_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
         (InputError, "instant_style", {**sd15, "content": "a dog"}, "no text encoder belongs to the image"),
         (InputError, "instant_style", {**sd15, "image_adapter": folders["sd15 plus"], "content": "a"},
          "reads many tokens"),
-        (InputError, "ip_adapter", {"image_adapter": 3}, "not a int"),
+        (InputError, "ip_adapter", {"image_adapter": 3}, "not an int"),
     )  # fmt: skip
     for kind, name, options, message in cases:
         with pytest.raises(kind, match=message):

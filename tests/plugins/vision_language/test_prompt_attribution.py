@@ -153,7 +153,7 @@ def test_errors(pipeline: Path) -> None:
     cases: list[tuple[type[PhospheneError], dict[str, Any], str]] = [
         (InputError, {"text_denoiser": _Unconditional(alphas)}, "not conditioned on text.*pass the folder"),
         (InputError, {"text_denoiser": "resnet18"}, "not the folder of a diffusers pipeline"),
-        (InputError, {"text_denoiser": 5}, "a pipeline's folder, not a int"),
+        (InputError, {"text_denoiser": 5}, "a pipeline's folder, not an int"),
         (InputError, {"prompt": "..."}, "has no words"),
         (InputError, {"prompt": "a dog"}, "draws none of these words; it draws sky, night"),
         (
