@@ -282,8 +282,8 @@ def _card_inputs(spec: MethodSpec, source: Source) -> tuple[dict[str, Any], str]
 
     The bundled inputs of the demo belong to networks trained on the bundled scenes. Another network gets the
     user's images, also as data set, the classes predicted for them as targets of a method without images, and
-    the demo's textures; an input for which there is only a bundled trained network, or another data set of
-    scenes, is lacking.
+    the demo's textures; a required input for which there is only a bundled trained network, or another
+    data set of scenes, is lacking.
     """
     inputs, _ = spec.demonstration()
     takes_images = spec.input("images")
@@ -318,6 +318,9 @@ def _card_inputs(spec: MethodSpec, source: Source) -> tuple[dict[str, Any], str]
             if source.images:
                 inputs[name] = source.dataset()
         elif _BUNDLED_NETWORK in str(bundled) or "builtin:biased-scenes" in str(bundled):
+            if not declared.required:  # such as weights to start from
+                inputs.pop(name)
+                continue
             inputs[name] = role.metavar
             what = re.split(r",| \(", role.help)[0]
             lacking = lacking or (

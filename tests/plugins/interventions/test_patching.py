@@ -7,7 +7,7 @@ from phosphene import InputError, load_model, read_images, run
 
 
 def test_after_the_last_attention_only_the_class_token_has_an_effect():
-    model = load_model("builtin:shapes-vit")
+    model = load_model("builtin:shapes-vit", dtype=torch.float64)
     images = read_images("builtin:scenes/2", model)
     layers = [f"blocks.{n}" for n in range(4)]
     inputs = {"model": model, "images": images, "sources": images.flip(0)}
@@ -15,7 +15,8 @@ def test_after_the_last_attention_only_the_class_token_has_an_effect():
     change = (result.source_scores - result.scores)[:, None].expand(-1, 4)
     torch.testing.assert_close(result.layer_effects, change)
     torch.testing.assert_close(result.token_effects[:, 3], change[:, 3])
-    assert not result.of_layer("blocks.3").any() and result.of_layer("blocks.0").any()
+    # Processors sum the products of a larger batch in another order.
+    assert result.of_layer("blocks.3").abs().max() < 1e-12 and result.of_layer("blocks.0").abs().max() > 1e-3
     assert result.sizes == ((8, 8),) * 4
     by_channel = run("activation_patching", **inputs, layers=layers[:1], unit="channel")
     assert by_channel.of_layer("blocks.0").shape == (2, model.map_shape("blocks.0")[0])

@@ -175,6 +175,7 @@ def test_windows_of_tiles_bound_what_passes_through_the_network(model: Model) ->
         deviations = [f.std((2, 3)).sum(1) for f in features]  # no sum over positions
         return sum(deviations, candidates.square().mean((1, 2, 3)))
 
+    assert model.structure.layers  # reading it takes a pass
     passed: list[int] = []
     hook = model.module.register_forward_pre_hook(lambda _, inputs: passed.append(max(inputs[0].shape[2:])))
     values = [image_loss(loss_network, loss, images, tile)(images) for tile in (None, 48)]
