@@ -49,17 +49,42 @@ def linear_neuron_has_its_closed_form() -> None:
     both = neuron_visualization(vector, layer="1", unit="direction", channels=(1, 0), **plain)
     assert (both.images - (0.5 + weight.sum(0) / 2).clamp(0, 1)).abs().max() < 1e-6
     assert both.targets == ("1: the direction",)
+    pairs_are_weighted_means(vector, weight, plain)
     start = torch.full((1, 3, 3, 3), 0.4, dtype=torch.float64)
     one = neuron_visualization(vector, start, layer="1", channels=(0,), **plain | {"steps": 1}).images
     assert (one - (start + 0.2 * (weight[0] + 0.2)).clamp(0, 1)).abs().max() < 1e-9
     # The layer has channels 0 and 1 of 3x3 positions.
-    for outside in ({"channels": (2,)}, {"position": (3, 0)}, {"position": (0, 3)}):
+    for network, outside in (
+        (model, {"channels": (2,)}), (model, {"position": (3, 0)}), (model, {"position": (0, 3)}),
+        (vector, {"position": (1, 0)}), (vector, {"position": (0, 1)}),
+    ):  # fmt: skip
         refused = False
         try:
-            neuron_visualization(model, layer="0", **{"channels": (1,)} | outside, **plain)
+            layer = "1" if network is vector else "0"
+            neuron_visualization(network, layer=layer, **{"channels": (1,)} | outside, **plain)
         except InputError:
             refused = True
         assert refused
+
+
+def pairs_are_weighted_means(vector: Any, weight: Tensor, plain: dict[str, Any]) -> None:
+    """Of linear entries, the images of pairs have the pairs' mean weights; equal ones fill two cells."""
+    options = plain | {"layer": "1", "unit": "pair", "channels": (1, 0)}
+    for pair_weight, shares, layout, names in (
+        (0.5, (0, 0.5, 1), [[0, 1], [1, 2]], ("1[1]", "1[1] + 1[0]", "1[0]")),
+        (
+            0.25, (0, 0.75, 0.25, 1), [[0, 1], [2, 3]],
+            ("1[1]", "0.25 1[1] + 0.75 1[0]", "0.25 1[0] + 0.75 1[1]", "1[0]"),
+        ),
+    ):  # fmt: skip
+        pairs = neuron_visualization(vector, **options, pair_weight=pair_weight)
+        means = torch.stack([(1 - share) * weight[1] + share * weight[0] for share in shares])
+        assert (pairs.images - (0.5 + means / 2).clamp(0, 1)).abs().max() < 1e-6
+        assert pairs.layout is not None and pairs.layout.tolist() == layout and pairs.targets == names
+        doubled = options | {"pair_weight": pair_weight, "variants": 2, "start_noise": 0.01}
+        twice = neuron_visualization(vector, **doubled)
+        assert (twice.images[::2] - pairs.images).abs().max() < 1e-3 and twice.layout is not None
+        assert twice.layout.tolist() == [[v for n in row for v in (2 * n, 2 * n + 1)] for row in layout]
 
 
 @method(
