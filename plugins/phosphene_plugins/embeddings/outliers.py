@@ -41,6 +41,21 @@ def _oracle() -> None:
     second = outliers(model, TensorDataset(levels[:, None, None, None].expand(-1, 1, 2, 2)), k=2)
     assert second.points is not None and second.axes == ("distance to neighbor 2", "Mahalanobis distance")
     assert torch.allclose(second.points[:, 0], torch.tensor([0.2, 0.1, 0.8, 0.2]), atol=1e-6)
+    _blocks_have_the_same_distances()
+
+
+def _blocks_have_the_same_distances() -> None:
+    """From the covariance as from the singular values, of more and of fewer images than features."""
+    waves = torch.arange(60, dtype=torch.float64).square().mul(0.7).sin()
+    mixed = waves.view(12, 5) * torch.tensor([3.0, 1.0, 0.5, 2.0, 0.1])
+    constant = torch.full((4, 3), 0.3, dtype=torch.float64)
+    two_points = torch.tensor([[1.0, 0.0], [-1.0, 0.0]], dtype=torch.float64)
+    for features in (mixed, waves[:28].view(4, 7), waves[:21].view(7, 3), two_points, constant):
+        (expected, shrinkage), (distances, own) = (
+            f(features) for f in (_mahalanobis_distances, _mahalanobis_of_blocks)
+        )
+        assert torch.allclose(distances, expected, rtol=1e-7, atol=1e-9)
+        assert torch.allclose(own, shrinkage, rtol=1e-9, atol=1e-12) and own.dtype == distances.dtype
 
 
 @method(
