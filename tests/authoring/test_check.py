@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from phosphene.cli.main import main
+from phosphene.testing.checks import ARITHMETIC_UNTESTED
 
 METHOD = '''"""A user's method."""
 
@@ -191,6 +192,17 @@ def test_file_is_unloaded_afterwards(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert sys.path == before
     assert not {"leaning", "neighbor"} & sys.modules.keys()
     assert capsys.readouterr().out.count("1 passed") == 2
+
+
+def test_untested_arithmetic_is_said_at_the_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = Path(write_method(tmp_path / "size_of_gradient.py"))
+    assert check(str(file), *QUICK, "--only", "documented") == 0
+    assert "WARNING" not in capsys.readouterr().out
+    file.write_text(file.read_text().replace(", oracle=equals_positive_weights", ""))
+    assert check(str(file), *QUICK, "--only", "documented") == 0
+    *_, warning, _, counts = capsys.readouterr().out.splitlines()
+    assert warning == "WARNING attribution.size_of_gradient: " + ARITHMETIC_UNTESTED
+    assert "1 passed" in counts
 
 
 def test_file_in_a_package_is_imported_under_its_package_name(

@@ -29,8 +29,9 @@ from phosphene import (
     run,
 )
 from phosphene.cli.main import main
-from phosphene.graceful_stop import allow_early_stop, stoppable
+from phosphene.graceful_stop import Terminated, allow_early_stop, stoppable
 from phosphene.progress import ProgressEvent
+from phosphene.registry import plugins
 from phosphene.results import Synthesis
 
 METHOD, STEPS = "class_visualization", 12
@@ -284,3 +285,14 @@ def test_command_exits_with_143_after_sigterm(
     assert left.value.code == 143
     assert_default_handlers()
     assert Path("a").exists() == stoppable_work
+
+
+def test_a_termination_while_a_plugin_is_imported_does_not_break_the_plugin(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def terminate(_plugin: object) -> None:
+        raise Terminated
+
+    monkeypatch.setattr(plugins, "_timed_import", terminate)
+    with pytest.raises(Terminated):
+        plugins.load_plugin.__wrapped__(methods.plugins["phosphene:attribution.saliency"])

@@ -831,7 +831,10 @@ class Model:
         if not 0 <= index < self.class_count:
             kind = "output" if self.task == "regression" else "class"
             plural = f"{kind}{'es' if kind == 'class' else 's' if self.class_count != 1 else ''}"
-            raise InputError(f"{kind} {index} does not exist: {self.name} has {self.class_count} {plural}")
+            numbers = f", 0 to {self.class_count - 1}" if self.class_count > 1 else ", 0"
+            raise InputError(
+                f"{kind} {index} does not exist: {self.name} has {self.class_count} {plural}{numbers}"
+            )
         return index
 
     def class_name(self, index: int) -> str:

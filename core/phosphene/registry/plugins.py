@@ -172,6 +172,8 @@ def load_plugin(plugin: Plugin) -> Any:
         module = _timed_import(plugin)
         manager = plugin_manager(module)
         return _method_of(manager, plugin) if plugin.entry_point.group == METHODS_GROUP else module
+    except KeyboardInterrupt:  # also of SIGTERM, which is a SystemExit
+        raise
     except (Exception, SystemExit) as error:  # whatever the module raises becomes the reason
         reason = str(error) if isinstance(error, PluginError) else f"{type(error).__name__}: {error}"
         return BrokenPlugin(plugin, reason, traceback.format_exc())

@@ -104,11 +104,16 @@ class Report(BaseModel):
         """Whether no check failed."""
         return not self.failures
 
+    @property
+    def warnings(self) -> list[str]:
+        """What the checks could not test."""
+        return [] if self.arithmetic_tested else [ARITHMETIC_UNTESTED]
+
     def __str__(self) -> str:
         counts = {v: sum(o.verdict == v for o in self.outcomes) for v in ("passed", "failed", "skipped")}
         summary = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
         title = f"{self.method} ({self.distribution}), {self.profile}: {summary}"
-        warnings = [] if self.arithmetic_tested else [f"WARNING {ARITHMETIC_UNTESTED}"]
+        warnings = [f"WARNING {warning}" for warning in self.warnings]
         return "\n".join([title, *warnings, *map(str, self.outcomes)])
 
 

@@ -172,6 +172,8 @@ def _print_summary(console: Console, reports: Sequence[Report], seconds: float) 
         for failure in report.failures:
             console.print("", Text(f"{report.method} ({report.distribution})", "bold cyan"), sep="\n")
             console.print(Text(str(failure)), soft_wrap=True)
+        for warning in report.warnings:
+            console.print("", Text(f"WARNING {report.method}: {warning}", "bold yellow"), sep="\n")
     verdicts = [outcome.verdict for report in reports for outcome in report.outcomes]
     counts = [
         Text(f"{verdicts.count(word)} {word}", color) for word, color in _COLORS.items() if word in verdicts

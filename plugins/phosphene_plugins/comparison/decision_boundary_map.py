@@ -113,10 +113,12 @@ class DecisionRegions(Result):
             if bool((self.predictions == n).any())
         ]
         axes.legend(handles=marks, fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5))
-        for label, share in zip((axes.set_xlabel, axes.set_ylabel), self.variance.tolist(), strict=True):
-            label(
-                f"component {1 if label is axes.set_xlabel else 2}, {share:.1%} of the variance", fontsize=8
-            )
+        titles = [
+            f"component {n}, {share:.1%} of the variance"
+            for n, share in enumerate(self.variance.tolist(), start=1)
+        ]
+        axes.set_xlabel(titles[0], fontsize=8)
+        axes.set_ylabel(titles[1], fontsize=8)
         axes.tick_params(labelsize=7, colors="0.4")
         axes.set_title(self.lines()[0].replace("; ", ";\n"), fontsize=8, loc="left", color="0.3")
         return figure

@@ -214,12 +214,12 @@ def tcav(
     layer = layer if layer is not None else model.last_map
     classes = target.index if isinstance(target, Class) and isinstance(target.index, tuple) else None
     targets = [target] if classes is None else [Class(index) for index in classes]
+    rows = [_rows_of_class(model, dataset, single) for single in targets]
     features, labels = pooled_activations(model, concepts, layer, "concepts")
     groups = by_concept(features, labels, concepts)
     other, _ = pooled_activations(model, random, layer, "random images")
     if len(other) < 2 * LEAST_IMAGES:
         raise InputError(f"there are {len(other)} random images; TCAV needs at least {2 * LEAST_IMAGES}")
-    rows = [_rows_of_class(model, dataset, single) for single in targets]
     most = len(other) // 2
     # (runs, C) for random images and for each concept.
     vectors = []

@@ -183,6 +183,15 @@ class Gallery:
     scores: dict[str, Localization]
     broken: list[BrokenPlugin]
     source: Source
+    interrupted: bool = False
+
+    @property
+    def contents(self) -> str:
+        """Which methods the page has: every one, or how many."""
+        if len(self.exhibits) + len(self.broken) == len(methods.plugins):
+            return "Every registered method"
+        count = f"{len(self.exhibits)} of {len(methods.plugins)} registered methods"
+        return f"{count} (the run was interrupted)" if self.interrupted else count
 
     @property
     def bundled(self) -> bool:
@@ -235,7 +244,7 @@ def make_gallery(
                 gallery.exhibits.append(exhibit)
                 report(exhibit)
     except KeyboardInterrupt as error:
-        _write(page, gallery)
+        _write(page, replace(gallery, interrupted=True))
         cards = f"{len(gallery.exhibits)} method{'s' if len(gallery.exhibits) != 1 else ''}"
         error.add_note(f"interrupted; the page has {cards}: {page.resolve().as_uri()}")
         raise

@@ -43,6 +43,12 @@ def test_what_cannot_be_compared_is_refused():
         run("decision_boundary_map", dataset=images[:1].expand(6, -1, -1, -1))
 
 
+def test_axes_of_the_decision_map_are_the_first_and_the_second_component():
+    figure = run("decision_boundary_map", dataset="builtin:scenes/20").draw()
+    axes = figure.axes[0]
+    assert axes.get_xlabel().startswith("component 1,") and axes.get_ylabel().startswith("component 2,")
+
+
 def test_deeper_layers_of_a_classifier_separate_the_classes():
     options = {"dataset": "builtin:scenes/120"}
     for name, extra in (("linear_probe", {"seed": 0}), ("knn_probe", {"k": 5})):

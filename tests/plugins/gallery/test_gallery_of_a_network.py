@@ -214,7 +214,9 @@ def test_interrupted_gallery_has_the_cards_so_far(tmp_path: Path, monkeypatch: p
     assert error.value.__notes__ == [
         f"interrupted; the page has 1 method: {(tmp_path / 'index.html').resolve().as_uri()}"
     ]
-    assert (tmp_path / "index.html").read_text().count("<article") == 1
+    text = (tmp_path / "index.html").read_text()
+    assert text.count("<article") == 1
+    assert f"1 of {len(methods.plugins)} registered methods (the run was interrupted), run on" in text
 
 
 def test_folder_without_images_is_refused_before_any_run(

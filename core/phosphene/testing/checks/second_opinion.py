@@ -267,7 +267,9 @@ def _compare_attributions(method: AnyMethod, twin: Twin) -> None:
             assert error <= allowed, _difference(
                 method,
                 twin,
-                f"by {error:.1%} of the norm of the maps, up to a factor ({allowed:.1%} is allowed),",
+                f"by {error:.1%} of the norm of the maps, up to a factor ({allowed:.1%} is allowed),"
+                if error < float("inf")
+                else "so that one has a map of zeros and the other has not,",
                 f"{setting}, on relation_network({network!r}), its images and target {calls.setting.target}",
             )
     if not compared:
