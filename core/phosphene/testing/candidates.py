@@ -16,6 +16,18 @@ if TYPE_CHECKING:
 LARGEST = 64
 
 
+def largest_accepted(method: Method[..., Any], arguments: Mapping[str, Any], name: str, most: int) -> int:
+    """``most``, halved until the method accepts it for a parameter beside the arguments; at least 1."""
+    while most > 1:
+        try:
+            method.validate({**arguments, name: most})
+        except PhospheneError:
+            most //= 2
+        else:
+            break
+    return most
+
+
 def candidate_values(method: Method[..., Any], name: str, schema: Mapping[str, Any], case: Case) -> list[Any]:
     """Valid values of a parameter that differ from the one in the case, and are cheap to run."""
     arguments = case.arguments(method)

@@ -132,8 +132,8 @@ def _identifiers(reference: Reference) -> set[str]:
 
 def _same_paper(first: Iterable[Reference], second: Iterable[Reference]) -> str | None:
     """The title of a source that both cite."""
-    known: set[str] = set().union(*map(_identifiers, second)) if second else set()
-    return next((repr(reference.title) for reference in first if _identifiers(reference) & known), None)
+    identifiers: set[str] = set().union(*map(_identifiers, second)) if second else set()
+    return next((repr(reference.title) for reference in first if _identifiers(reference) & identifiers), None)
 
 
 def _same_result(method: AnyMethod, library: AnyMethod) -> bool:

@@ -15,7 +15,7 @@ from torch import Tensor
 from ...data.datasets import TensorDataset
 from ...errors import PhospheneError
 from ...results import AdversarialExamples
-from ..candidates import larger_parameters
+from ..candidates import larger_parameters, largest_accepted
 from ..cases import Case, properties_of
 from ..linear_model import linear_model
 from ..techniques import same_meaning
@@ -61,13 +61,18 @@ _POINTS, _SUM, _SEEDS = 64, 0.02, 6
 )
 def path_sums_differ_as_the_scores(method: AnyMethod) -> None:
     fields = method.spec.params.model_fields
-    usual = method.validate(Case().arguments(method))
+    arguments = Case().arguments(method)
+    usual = method.validate(arguments)
     if any("baseline" in n and v in ("mean", "blur", "noise", "own") for n, v in usual.items()):
         raise SkipTest("its baseline depends on the image")
-    steps = {n: _accepted_count(method, n, 2 * _POINTS) // 2 for n in fields if same_meaning(n, ("steps",))}
+    steps = {
+        name: largest_accepted(method, arguments, name, 2 * _POINTS) // 2
+        for name in fields
+        if same_meaning(name, ("steps",))
+    }
     if not steps and method.seed is None:
         raise SkipTest("a fixed number of points may be too small for the integral")
-    calls = _first_calls(method, ("tokens", "gap"), Case().arguments(method) | steps)
+    calls = _first_calls(method, ("tokens", "gap"), arguments | steps)
     offsets, size = _offsets(calls)
     if float(offsets.abs().max()) > _SUM * size and calls.is_random and method.seed is not None:
         # Random points have errors of their own: the mean over seeds has to differ from 0 by more than those.
@@ -99,18 +104,6 @@ def _first_calls(method: AnyMethod, networks: tuple[str, ...], params: dict[str,
         except PhospheneError as error:
             refusal = error
     raise SkipTest(f"it refused the networks {', '.join(networks)}: {refusal}")
-
-
-def _accepted_count(method: AnyMethod, name: str, count: int) -> int:
-    arguments = Case().arguments(method)
-    while count > 1:
-        try:
-            method.validate(arguments | {name: count})
-        except PhospheneError:
-            count //= 2
-        else:
-            break
-    return count
 
 
 def _offsets(calls: RelationCalls) -> tuple[Tensor, float]:

@@ -19,6 +19,7 @@ from ...models import Model, load_model
 from ...results import AdversarialExamples, Attribution, Stylization, Synthesis, TrainedNetwork
 from ...spec.relations import baseline_of
 from ...torch_state import fork_random_state, seed_generators
+from ..candidates import largest_accepted
 from ..cases import Case
 from ..observation import tensors_in
 from ..techniques import Twin, first_party_twin, same_meaning
@@ -182,7 +183,7 @@ def _accepted(library: AnyMethod, name: str, value: Any) -> Any:
 def _same_baseline(value: Any) -> Iterator[Any]:
     """The spellings of a uniform baseline of the library."""
     if isinstance(value, str) and (images := baseline_of(torch.zeros(1, 1, 1, 1), value)) is not None:
-        yield {0.0: "zero", 0.5: "gray"}.get(float(images), value)
+        yield from _UNIFORM.get(float(images), ())
 
 
 def _validated(method: AnyMethod, params: dict[str, Any]) -> dict[str, Any]:
@@ -198,20 +199,21 @@ def _count(method: AnyMethod, twin: Twin, name: str, most: int) -> dict[str, int
     if name not in twin.method.spec.params.model_fields:
         return {}
     own = next((n for n in method.spec.params.model_fields if same_meaning(n, (name,))), None)
-    while most > 1 and own is not None:
-        try:
-            method.validate(_defaults(method) | {own: most})
-            break
-        except PhospheneError:
-            most //= 2
+    if own is not None:
+        most = largest_accepted(method, _defaults(method), own, most)
     return {name: most}
+
+
+def _inputs_of_twin(method: AnyMethod, twin: Twin, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """A method's inputs by the names that they have in its twin, matched by their roles."""
+    values = {declared.role: inputs[declared.name] for declared in method.spec.inputs}
+    return {i.name: values[i.role] for i in twin.method.spec.inputs if i.role in values}
 
 
 def _run_both(method: AnyMethod, twin: Twin, setting: _Setting, inputs: Mapping[str, Any]) -> tuple[Any, Any]:
     """The results of both on the same inputs, by role. Raises SkipTest where one is random or refuses."""
-    values = {declared.role: inputs[declared.name] for declared in method.spec.inputs}
-    shared = {i.name: values[i.role] for i in twin.method.spec.inputs if i.role in values}
-    model = values.get("model")
+    shared = _inputs_of_twin(method, twin, inputs)
+    model = next((inputs[i.name] for i in method.spec.inputs if i.role == "model"), None)
     try:
         with _RandomDraws() as draws:
             own = method(**inputs, **setting.own)
@@ -288,8 +290,7 @@ def _layers(model: Model, method: AnyMethod, twin: Twin) -> list[dict[str, Any]]
 def _difference_at_other_layers(own: Any, twin: Twin, setting: _Setting, calls: RelationCalls) -> float:
     """The least difference from the twin's map of any layer: without a name, both need not read the same."""
     (name,) = twin.method.layers[:1]
-    values = {declared.role: calls.inputs[declared.name] for declared in calls.method.spec.inputs}
-    shared = {i.name: values[i.role] for i in twin.method.spec.inputs if i.role in values}
+    shared = _inputs_of_twin(calls.method, twin, calls.inputs)
     errors = [float("inf")]
     for layer, info in calls.model.structure.layers.items():
         if len(info.shape or ()) != 3:
