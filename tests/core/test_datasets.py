@@ -72,6 +72,11 @@ def test_unknown_bundled_data_set_is_refused(uri):
         open_dataset(uri, read_image, (64, 64))
 
 
+def test_a_bundled_painting_is_no_data_set():
+    with pytest.raises(InputError, match=r"builtin:night is a bundled painting.* as styles or texture"):
+        open_dataset("builtin:night", read_image, (64, 64))
+
+
 def test_folder_error_names_the_unreadable_file(tmp_path):
     with pytest.raises(InputError, match="contains no images"):
         FolderDataset(tmp_path, read_image)

@@ -168,6 +168,8 @@ def test_other_folders_are_refused(tmp_path: Path) -> None:
         load_pipeline(tmp_path)
     with pytest.raises(InputError, match="a pipeline's folder, not an int"):
         run("diffusion_style", denoiser=5)
+    with pytest.raises(InputError, match="no folder at 'nope'; the bundled .* is builtin:shapes-diffusion"):
+        run("diffusion_style", denoiser="nope")
 
 
 def test_a_class_conditioned_pipeline_is_refused(tmp_path: Path) -> None:

@@ -14,13 +14,18 @@ from right_methods import RIGHT
 from wrong_methods import WRONG
 
 from phosphene import Method, UnknownName, method
+from phosphene.graceful_stop import Terminated
 from phosphene.results import Attribution
 from phosphene.roles import Images
 from phosphene.testing import Case, check, check_method, parametrize_with_checks
+from phosphene.testing.checks import CHECKS
+from phosphene.testing.kit import Examination, Outcome
 
 FOLDER = Path(__file__).parent
 #: "quick", or "ci" in ``make test-nightly``.
 PROFILE = os.environ.get("PHOSPHENE_PROFILE", "quick")
+#: Of a test run in a process of its own, whose output the options of this run would change.
+_ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTEST_ADDOPTS"}
 
 
 @pytest.mark.parametrize(("name", "wrong"), WRONG, ids=[m.spec.short_name for _, m in WRONG])
@@ -93,6 +98,21 @@ def test_one_broken_promise_fails_one_check() -> None:
         ):
             report = check_method(wrong, profile="quick")
             assert [outcome.check for outcome in report.failures] == [name]
+
+
+def test_termination_in_a_drawn_case_is_an_interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
+    error, calls = Examination._error, []
+
+    def terminated_once(*arguments: Any) -> AssertionError | None:
+        calls.append(arguments)
+        if len(calls) == 1:
+            raise Terminated
+        return error(*arguments)
+
+    monkeypatch.setattr(Examination, "_error", terminated_once)
+    outcome = Outcome(check="finite", promise="", hint="", verdict="passed")
+    with pytest.raises(KeyboardInterrupt):
+        Examination(by_name("plain_gradient"), "quick")._drawn(CHECKS["finite"], outcome, 3)
 
 
 def test_check_runs_on_one_case() -> None:
@@ -182,6 +202,7 @@ def test_pytest_runs_the_checks_of_a_method_in_any_repository(tmp_path: Path) ->
     process = subprocess.run(
         [sys.executable, "-m", "pytest", *arguments],
         cwd=tmp_path,
+        env=_ENVIRONMENT,
         capture_output=True,
         text=True,
         check=False,
@@ -210,6 +231,7 @@ def test_pytest_reports_a_broken_promise_without_a_traceback(tmp_path: Path) -> 
     process = subprocess.run(
         [sys.executable, "-m", "pytest", *arguments],
         cwd=tmp_path,
+        env=_ENVIRONMENT,
         capture_output=True,
         text=True,
         check=False,

@@ -148,7 +148,7 @@ def _run(method: Method[..., Any], /, **values: Any) -> None:
                     stack.enter_context(refuse_user_code())
                 result = run(method, progress=progress, **arguments)
         except KeyboardInterrupt as error:  # typer would not print the error's notes
-            print("\n", *getattr(error, "__notes__", ()), sep="", file=sys.stderr)
+            print("\ninterrupted", *getattr(error, "__notes__", ()), sep="\n", file=sys.stderr)
             raise
         if file:
             print(format_response(result, out, time.perf_counter() - start))

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as _TorchDataset
 
+from ..builtin.textures import PAINTINGS, TEXTURES
 from ..errors import InputError, type_name
 from ..images.decode import array_images
 from ..images.paths import expand_path, local_path
@@ -100,6 +101,11 @@ def _bundled(uri: str, size: tuple[int, int]) -> Dataset:
             "builtin:scenes, builtin:biased-scenes, builtin:part-scenes, builtin:textures, "
             "and builtin:scenes/1000"
         )
+        if (name := uri.removeprefix("builtin:")) in (*TEXTURES, *PAINTINGS):
+            kind = "painting" if name in PAINTINGS else "texture"
+            raise InputError(
+                f"{uri} is a bundled {kind}, which methods take as styles or texture; images are {allowed}"
+            )
         raise InputError(f"no bundled data set {uri!r}; there are {allowed}")
     if len(match[3] or "") > _MOST_DIGITS:
         raise InputError(f"{uri!r:.60} is too large: at most {10**_MOST_DIGITS - 1:,} images")

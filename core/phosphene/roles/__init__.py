@@ -4,7 +4,7 @@ from .adaptive_stylizer import AdaptiveStylizer
 from .base import AS_OBJECT, InputContext, InputRole, SampleRequest, check_type, image_count, model_for_inputs
 from .checkpoints import Checkpoint, Checkpoints
 from .dataset import Dataset
-from .denoiser import Denoiser
+from .denoiser import Denoiser, DenoiserRole
 from .features import Features
 from .generator import Generator
 from .guide import Guide
@@ -40,6 +40,7 @@ __all__ = [
     "Content",
     "Dataset",
     "Denoiser",
+    "DenoiserRole",
     "DifferentSizesError",
     "Features",
     "Frames",

@@ -52,7 +52,7 @@ class SampleRequest(InputContext):
 
     ``draw(count, channels)`` returns the case's images (count, channels, H, W) in [0, 1]. ``target`` is the
     case's target, ``dataset_size`` how many images a data set holds, ``classes`` how many of the model's
-    classes the case uses.
+    classes the case uses. ``required``: whether the value must not be None.
     """
 
     model: Model
@@ -62,6 +62,7 @@ class SampleRequest(InputContext):
     target: Any = None
     dataset_size: int = 6
     classes: int = 3
+    required: bool = True
 
 
 class InputRole(ABC):

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from ..data.datasets import stack
 from ..spec.spec import Role
-from .base import InputContext, InputRole
-from .images import check_images
+from .base import InputContext, InputRole, SampleRequest
+from .images import IMAGES, check_images
 from .texture import read_textures
 
 #: Guide images of any size, (G, C, H, W) in [0, 1], or None.
@@ -29,6 +29,9 @@ class GuideRole(InputRole):
 
     def check(self, value: Any, context: InputContext) -> Tensor | None:
         return None if value is None else check_images(value, context)
+
+    def sample(self, request: SampleRequest) -> Tensor | None:
+        return IMAGES.sample(request) if request.required else None
 
 
 GUIDE = GuideRole()

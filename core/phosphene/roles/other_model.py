@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Any, TypeAlias
 
+import torch
+
 from ..models import Model as _Model
 from ..spec.spec import Role
 from .base import AS_OBJECT, InputContext, InputRole, SampleRequest
@@ -39,8 +41,16 @@ class OtherModelRole(InputRole):
     def fingerprint(self, value: Any) -> Any:
         return None if value is None else [self.record(value), value.digest]
 
-    def sample(self, request: SampleRequest) -> Any:
-        return None
+    def sample(self, request: SampleRequest) -> _Model | None:
+        """A copy whose weights are each scaled by another factor between 1/2 and 3/2."""
+        if not request.required:
+            return None
+        other = request.model.copy()
+        with torch.no_grad():
+            for number, weight in enumerate(other.module.parameters()):
+                steps = torch.arange(weight.numel()).view(weight.shape)
+                weight.mul_((1 + 0.5 * (1 + number + steps).double().sin()).to(weight))
+        return other
 
     def bad_values(self, good: Any, context: InputContext) -> Iterator[tuple[str, Any]]:
         yield "a name", "resnet18"

@@ -11,8 +11,8 @@ from ..data.datasets import stack
 from ..errors import InputError
 from ..results import Result
 from ..spec.spec import Role
-from .base import InputContext, InputRole, image_count
-from .images import check_images, read_images
+from .base import InputContext, InputRole, SampleRequest, image_count
+from .images import IMAGES, check_images, read_images
 
 #: Start of an optimization: an image for each image of the call, (N, C, H, W) in [0, 1], or None. ``run``
 #: also takes a saved result, whose images the optimization continues from.
@@ -49,6 +49,9 @@ class StartRole(InputRole):
         if len(start) not in (1, count):
             raise InputError(f"needs one image to start from, or {count}, not {len(start)}")
         return start.expand(count, -1, -1, -1).contiguous()
+
+    def sample(self, request: SampleRequest) -> Tensor | None:
+        return IMAGES.sample(request) if request.required else None
 
 
 START = StartRole()

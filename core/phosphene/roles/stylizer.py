@@ -8,7 +8,7 @@ from typing import Annotated, Any, TypeAlias
 from ..errors import InputError, type_name
 from ..results import TrainedNetwork
 from ..spec.spec import Role
-from .base import InputContext, InputRole, check_type
+from .base import InputContext, InputRole, SampleRequest, check_type
 
 #: A style-transfer network with a fixed list of styles, trained by ``fast_style_fit``.
 Stylizer: TypeAlias = Annotated[TrainedNetwork, Role("stylizer")]
@@ -30,6 +30,11 @@ class StylizerRole(InputRole):
 
     def check(self, value: Any, context: InputContext) -> TrainedNetwork:
         network: TrainedNetwork = check_type(value, TrainedNetwork, "the result of a training method")
+        return network
+
+    def sample(self, request: SampleRequest) -> TrainedNetwork | None:
+        """The default network; None where it may be: a training that starts at one has its widths."""
+        network: TrainedNetwork | None = super().sample(request) if request.required else None
         return network
 
 

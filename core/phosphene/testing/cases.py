@@ -26,7 +26,6 @@ from .networks import CLASSES, image_size, make_network, network_names
 if TYPE_CHECKING:
     from ..registry.method import Method
     from ..results import Result
-    from ..spec.spec import Input
 
 IMAGE_KINDS = ("scenes", "noise", "flat", "binary", "black")
 #: The environment variable with the device that the kit's networks are on, such as "cuda"; default: the CPU.
@@ -104,9 +103,9 @@ class Case:
         """Every input of the method."""
         inputs: dict[str, Any] = {}
         for declared in method.spec.inputs:
-            inputs[declared.name] = sample_input(declared, self.request(model, inputs))
-            if inputs[declared.name] is None and declared.role == "other_model" and self.second_model:
-                inputs[declared.name] = _other_weights(model)
+            needed = declared.required or (declared.role == "other_model" and self.second_model)
+            request = replace(self.request(model, inputs), required=needed)
+            inputs[declared.name] = ROLES[declared.role].sample(request)
         return inputs
 
     def request(self, model: Model, inputs: Mapping[str, Any] = {}) -> SampleRequest:
@@ -148,32 +147,6 @@ class Case:
 
 
 _DEFAULT = Case()
-
-
-def sample_input(declared: Input, request: SampleRequest) -> Any:
-    """A value for an input: its role's sample; of one that is required and has none by default, another.
-
-    That is images for ``guide`` and ``start``, and a copy with other weights for ``other_model``. None of an
-    optional stylizer: a training that starts at one has its widths, whatever the parameters are.
-    """
-    if not declared.required and declared.role in ("stylizer", "predicted_stylizer"):
-        return None
-    sample = ROLES[declared.role].sample(request)
-    if sample is None and declared.required and declared.role in ("guide", "start"):
-        return ROLES["images"].sample(request)
-    if sample is None and declared.required and declared.role == "other_model":
-        return _other_weights(request.model)
-    return sample
-
-
-def _other_weights(model: Model) -> Model:
-    """A copy of a model whose weights are each scaled by another factor between 1/2 and 3/2."""
-    other = model.copy()
-    with torch.no_grad():
-        for number, weight in enumerate(other.module.parameters()):
-            steps = torch.arange(weight.numel()).view(weight.shape)
-            weight.mul_((1 + 0.5 * (1 + number + steps).double().sin()).to(weight))
-    return other
 
 
 # --- which cases -----------------------------------------------------------------------------

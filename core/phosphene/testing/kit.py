@@ -18,6 +18,7 @@ from hypothesis.errors import Flaky
 from pydantic import BaseModel
 
 from ..errors import UnknownName
+from ..graceful_stop import Terminated
 from ..registry.lookup import methods
 from .cases import Case, drawn_cases, fixed_cases
 from .checks import ARITHMETIC_UNTESTED, Check, checks_of
@@ -311,7 +312,10 @@ class Examination:
             if time.perf_counter() > end:
                 return
             drawn.append(case)
-            error = self._error(check, case, None if failing else outcome)
+            try:
+                error = self._error(check, case, None if failing else outcome)
+            except Terminated:  # a SystemExit, which Hypothesis would take for a failure of the case
+                raise KeyboardInterrupt from None
             if error is not None:
                 failing.append((case, error))
                 raise error

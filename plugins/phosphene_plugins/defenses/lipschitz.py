@@ -309,7 +309,8 @@ def lipschitz(model: Model, images: Images) -> Certificates:
     the root of the number of overlapping windows; the bounds of branches that are added are added.
 
     L is attained only if the worst inputs of all layers coincide. For a deep network that was not trained for
-    a small L the bound is far above the network's true sensitivity, and the radius close to 0.
+    a small L the bound is far above the network's true sensitivity, and the radius close to 0;
+    ``lipschitz_fit`` trains for a small L, and ``builtin:shapes-lipschitz`` is a network that it trained.
 
     Returns:
         ``radius`` (N,) in l2, at most sqrt(C H W), the largest distance of two images; ``labels`` (N,) the

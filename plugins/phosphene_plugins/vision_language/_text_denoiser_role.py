@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
 from phosphene import InputError
-from phosphene.errors import type_name
-from phosphene.generative import Denoiser, load_pipeline
-from phosphene.roles import ROLES, InputContext, InputRole, check_type
+from phosphene.generative import Denoiser
+from phosphene.roles import ROLES, DenoiserRole, InputContext, check_type
 from phosphene.spec import Role
 
 from ._color_words import ColorWords
@@ -18,24 +16,17 @@ from ._color_words import ColorWords
 TextDenoiser: TypeAlias = Annotated[Denoiser, Role("text_denoiser")]
 
 
-class TextDenoiserRole(InputRole):
+class TextDenoiserRole(DenoiserRole):
     """A text-conditioned diffusion model or its folder; default: landscapes of ten words in closed form."""
 
-    name, value_type, default = "text_denoiser", Denoiser, ColorWords.uri
-    metavar = "FOLDER"
+    name, default = "text_denoiser", ColorWords.uri
     description = "text-conditioned diffusion model, a ``Denoiser``"
     help = f"folder of a text-to-image pipeline (default: {ColorWords.uri})"
 
-    def read(self, value: Any, context: InputContext) -> Denoiser:
-        if value == self.default:
-            return ColorWords()
-        if isinstance(value, str) and value.startswith("builtin:"):
-            raise InputError(f"the bundled diffusion model that reads prompts is {self.default}, not {value}")
-        if not isinstance(value, (str, Path)):
-            raise InputError(
-                f"a diffusion model is a Denoiser or a pipeline's folder, not {type_name(value)}"
-            )
-        return load_pipeline(value)
+    default_kind = "that reads prompts"
+
+    def load_default(self) -> Denoiser:
+        return ColorWords()
 
     def check(self, value: Any, context: InputContext) -> Denoiser:
         denoiser: Denoiser = check_type(value, Denoiser, "such as load_pipeline(folder)")

@@ -152,7 +152,7 @@ def test_errors(pipeline: Path) -> None:
     alphas = torch.tensor([0.9, 0.1])
     cases: list[tuple[type[PhospheneError], dict[str, Any], str]] = [
         (InputError, {"text_denoiser": _Unconditional(alphas)}, "not conditioned on text.*pass the folder"),
-        (InputError, {"text_denoiser": "resnet18"}, "not the folder of a diffusers pipeline"),
+        (InputError, {"text_denoiser": "resnet18"}, "no folder at .resnet18.; the bundled .* reads prompts"),
         (InputError, {"text_denoiser": 5}, "a pipeline's folder, not an int"),
         (InputError, {"prompt": "..."}, "has no words"),
         (InputError, {"prompt": "a dog"}, "draws none of these words; it draws sky, night"),

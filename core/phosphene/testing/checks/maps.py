@@ -119,7 +119,8 @@ _STRIDED_SIZE, _DOTS = (96, 128), ((32, 48), (64, 96), (48, 16))
 @register_check(
     "method",
     "A map that is coarser than the image is enlarged around the pixels at which its units are centered.",
-    "the result's centers: Attribution(..., centers=unit_centers(model, layer, images.shape[2:]))",
+    "the result's centers: Attribution(..., centers=unit_centers(model, layer, images.shape[2:])), with "
+    "unit_centers from phosphene",
     lambda method: maps_images_of_a_model(method) or (method.seed and "it draws random numbers"),
     exemptible=True,
 )

@@ -22,7 +22,7 @@ from ...results import Attribution
 from ...roles import ROLES
 from ...spec.relations import Localizes, Relation, Transform, baseline_of, transformed
 from ...targets import scores
-from ..cases import Case, sample_input
+from ..cases import Case
 from ..observation import mean_rank_correlation, record_structure, tensors_in
 from ..symmetric_networks import (
     RELATION_NETWORKS,
@@ -188,11 +188,12 @@ def _sample_inputs(method: AnyMethod, setting: RelationNetwork) -> dict[str, Any
             inputs[declared.name] = setting.model
             continue
         request = case.request(setting.model, inputs)
-        request = dataclasses.replace(request, draw=lambda count, channels: _rows(images, count, channels))
+        draw = functools.partial(_rows, images)
+        request = dataclasses.replace(request, draw=draw, required=declared.required)
         if declared.role == "images":
             inputs[declared.name] = images
         else:
-            inputs[declared.name] = sample_input(declared, request)
+            inputs[declared.name] = ROLES[declared.role].sample(request)
     return inputs
 
 
