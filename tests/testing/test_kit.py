@@ -13,7 +13,7 @@ import torch
 from right_methods import RIGHT
 from wrong_methods import WRONG
 
-from phosphene import Method, UnknownName, method
+from phosphene import Method, UnknownName, method, methods
 from phosphene.graceful_stop import Terminated
 from phosphene.results import Attribution
 from phosphene.roles import Images
@@ -122,6 +122,13 @@ def test_check_runs_on_one_case() -> None:
         check(by_name("exceeds_the_declared_cost"), "within_cost", case)
     with pytest.raises(UnknownName, match="finite"):
         check(by_name("plain_gradient"), "finit", case)
+
+
+@pytest.mark.parametrize("name", [name for name, check in CHECKS.items() if check.on == "case"])
+def test_network_from_whose_output_no_input_can_be_made_is_refused(name: str) -> None:
+    """The sample of a data set needs the number of classes, which this output does not tell."""
+    if CHECKS[name].reason_to_skip(methods["part_importance"]) is None:
+        check(methods["part_importance"], name, Case("rows", count=1))
 
 
 def test_side_effects_of_importing_a_library_are_ignored(

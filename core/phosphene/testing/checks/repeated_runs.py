@@ -138,8 +138,8 @@ def target_matters(method: AnyMethod) -> None:
 )
 def results_unchanged_later(method: AnyMethod, case: Case) -> None:
     model = case.model()
-    inputs = case.inputs(method, model)
     try:
+        inputs = case.inputs(method, model)
         result = method(**inputs, **case.arguments(method))
     except PhospheneError:
         return
@@ -214,9 +214,9 @@ def _assert_close(actual: Any, expected: Any, what: str) -> None:
 )
 def clean_after_errors(method: AnyMethod, case: Case) -> None:
     model = case.model()
-    record_structure(model, case.inputs(method, model))
     events: list[ProgressEvent] = []
     try:
+        record_structure(model, case.inputs(method, model))
         with count_passes(model.module) as passes, report_progress(events.append):
             case.run(method, model)
     except PhospheneError:
