@@ -42,7 +42,7 @@ def linear_layer_has_its_closed_form() -> None:
     matrix = linear.weight.detach() / model.std.double().repeat_interleave(8)
     features = (images.flatten(1) - center) @ matrix.T
     plain: Any = {"parametrization": "pixels", "optimizer": "sgd", **PLAIN}
-    plain |= {"layer": "1", "seed": 0, "start_noise": 0.0}
+    plain |= {"layer": "1", "seed": 0, "start_noise": 1e-12}
     norms = features.square().sum(1, keepdim=True)
     slope = features @ matrix / norms
     one = caricature(model, images, power=0.0, lr=0.02, steps=2, **plain)
@@ -110,7 +110,13 @@ def caricature(
     steps: Steps = 200,
     lr: LearningRate = 0.05,
     start_noise: Annotated[
-        float, Field(ge=0, le=1, description="standard deviation of the noise in the initial image")
+        float,
+        Field(
+            gt=0,
+            le=1,
+            description="standard deviation of the noise in the initial image: in an even one the values of "
+            "a pooling window are equal, and rounding decides which is the largest",
+        ),
     ] = 0.02,
     frames: Frames = 0,
     seed: Seed = None,
