@@ -91,6 +91,7 @@ class Certificates(Result):
         figure = charts.new_figure(max(3.0, 1.35 * rows))
         halves: Any = figure.subfigures(1, 2, width_ratios=[1.2, 1])
         left, right = halves
+        left.suptitle("predicted class, right or wrong: radius in which it provably stays", fontsize=8)
         axes = left.subplots(rows, columns, squeeze=False).flatten()
         for axis in axes:
             axis.set_axis_off()
