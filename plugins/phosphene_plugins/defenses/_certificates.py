@@ -97,7 +97,9 @@ class Certificates(Result):
             axis.set_axis_off()
         panels = self.panels()
         for axis, n in zip(axes, chosen, strict=False):
-            charts.show_image(axis, resize(panels[n][0].image, (96, 96)), panels[n][0].title)
+            # Two short lines: a long class name would reach the next image.
+            title = charts.plain_label(panels[n][0].title.replace(": ", "\n"), 18)
+            charts.show_image(axis, resize(panels[n][0].image, (96, 96)), title)
         self._plot_certified_share(right.subplots())
         return figure
 
