@@ -147,13 +147,23 @@ def test_symmetric_maps_zero_to_one_half() -> None:
     assert torch.equal(im.symmetric(torch.zeros(2, 2)), torch.full((2, 2), 0.5))
 
 
-def test_overlay_blends_and_resizes() -> None:
+def test_overlay_blends_the_image_in_gray_and_resizes() -> None:
     image, heat = rand(3, 8, 6), rand(8, 6, seed=1)
     color = im.colorize(heat, "turbo")
-    torch.testing.assert_close(im.overlay(image, heat), 0.5 * image + 0.5 * color)
+    gray = 0.2989 * image[0] + 0.587 * image[1] + 0.114 * image[2]
+    torch.testing.assert_close(im.overlay(image, heat), 0.5 * gray + 0.5 * color)
+    torch.testing.assert_close(im.overlay(image[:1], heat), 0.5 * image[:1] + 0.5 * color)
     small = rand(3, 3, seed=2)
     large = torch.nn.functional.interpolate(small[None, None], (8, 6), mode="bilinear")[0, 0]
     torch.testing.assert_close(im.overlay(image, small), im.overlay(image, large))
+
+
+def test_overlay_shows_a_value_in_the_same_hue_on_every_color() -> None:
+    teal, red = torch.tensor([0.0, 0.7, 0.6]), torch.tensor([0.8, 0.1, 0.1])
+    hot = torch.ones(4, 4)
+    for color in (teal, red):
+        r, g, b = im.overlay(color[:, None, None].expand(3, 4, 4), hot)[:, 0, 0]
+        assert r - b > 0.2 and r - g > 0.2  # the end of turbo is dark red
 
 
 # ------------------------------------------------------------------ shapes

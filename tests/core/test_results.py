@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms.functional import rgb_to_grayscale
 from typer.testing import CliRunner
 
 from phosphene import (
@@ -119,7 +120,8 @@ def test_style_of_maps(results: dict[str, Any]) -> None:
     with map_style("viridis", 0.25):
         styled = result.panels()[0][1].image
     image, heat = result.images[0], result.heat()[0]
-    torch.testing.assert_close(styled, image * 0.75 + colorize(heat, "viridis") * 0.25)
+    gray = rgb_to_grayscale(image)
+    torch.testing.assert_close(styled, gray * 0.75 + colorize(heat, "viridis") * 0.25)
     assert torch.equal(usual, overlay(image, heat)) and torch.equal(result.panels()[0][1].image, usual)
 
 

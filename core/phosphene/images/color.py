@@ -68,11 +68,25 @@ def colorize(maps: Tensor, cmap: str = "viridis") -> Tensor:
 
 
 def overlay(image: Tensor, heat: Tensor) -> Tensor:
-    """Blend an image (C, H, W) with a heat map (h, w) in [0, 1], resized to it: (image + colors) / 2."""
+    """Blend an image in gray with a heat map in colors: (gray + colors) / 2.
+
+    The image has no colors of its own here: red heat over a teal object would be gray, and the same value
+    another color on every object.
+
+    Args:
+        image: (3, H, W) in [0, 1], or (1, H, W).
+        heat: (h, w) in [0, 1], resized to the image.
+
+    Returns:
+        (3, H, W) in [0, 1]. Inside ``map_style`` its color map and opacity are used.
+    """
+    from torchvision.transforms.functional import rgb_to_grayscale  # imported here, as matplotlib is
+
     enlarged = F.interpolate(heat[None, None].float(), image.shape[1:], mode="bilinear")[0, 0]
+    gray = rgb_to_grayscale(image.detach())
     colors, alpha = colorize(enlarged, "turbo").to(image), chosen_alpha()
     # Not the weighted sum at 1/2, which is rounded differently.
-    return (image.detach() + colors) / 2 if alpha == 0.5 else image.detach() * (1 - alpha) + colors * alpha
+    return (gray + colors) / 2 if alpha == 0.5 else gray * (1 - alpha) + colors * alpha
 
 
 def enlarge(images: Tensor, factor: int) -> Tensor:

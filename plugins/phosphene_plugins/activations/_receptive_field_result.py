@@ -79,7 +79,9 @@ class ReceptiveField(Result):
                 circle = self.center[1], self.center[0]
                 part.add_patch(Circle(circle, radius, fill=False, color="white", linewidth=2))
                 part.add_patch(Circle(circle, radius, fill=False, color="tab:red", linewidth=1))
-        axes[0].set_title(self.lines()[0].replace(": ", ":\n"), fontsize=7, loc="left", color="0.3")
+        axes[0].set_title(
+            self.lines()[0].replace(": ", ":\n").replace("; ", "\n"), fontsize=7, loc="left", color="0.3"
+        )
         return figure
 
 

@@ -110,6 +110,7 @@ def _grab_cut(image: Tensor, saliency: Tensor, objects: int, background: int, se
         ZeroWhen("constant"),
     ],
     quick={"iterations": 1},
+    demo={"background": 0.5, "smooth": 4.0},
 )
 def saliency_segmentation(
     model: Model,

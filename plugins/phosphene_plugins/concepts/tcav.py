@@ -74,7 +74,7 @@ class ConceptSensitivity(Result):
         return [[Panel(matrix, self.lines()[0], is_output=True)]]
 
     def draw(self) -> Figure:
-        """The scores of every concept and of random ones, significant concepts in color."""
+        """The scores of every concept and of random ones from 1/2 on, significant concepts in color."""
         height = max(2.6, 0.3 * len(self.concepts) + 1.4)
         figure = charts.new_figure(height)
         figure.set_size_inches(2.2 + 3.2 * len(self.targets), height)
@@ -84,7 +84,9 @@ class ConceptSensitivity(Result):
             groups = [*zip(self.concepts, self.scores[n].float().cpu(), strict=True)]
             groups.append(("random", self.random_scores[n].float().cpu()))
             for row, (name, scores) in enumerate(groups):
-                axes.barh(row, float(scores.mean()), color="tab:blue" if name in chosen else "0.75")
+                mean, random = float(scores.mean()), float(self.random_scores[n].mean())
+                color = "0.75" if name not in chosen else "tab:blue" if mean > random else "tab:red"
+                axes.barh(row, mean - 0.5, left=0.5, color=color)  # from 1/2: a share of 0 is a bar as well
                 axes.plot(scores.tolist(), [row] * len(scores), ".", color="black", markersize=3, alpha=0.5)
             axes.axvline(0.5, color="0.4", linestyle=":")
             axes.set_xlim(0, 1)
@@ -93,7 +95,8 @@ class ConceptSensitivity(Result):
             axes.tick_params(labelsize=7)
         parts[0].set_yticks(range(len(groups)), [charts.plain_label(name) for name, _ in groups], fontsize=8)
         parts[0].invert_yaxis()
-        text = "share of images whose score rises along the concept; blue: significant"
+        text = "share of images whose score rises along the concept\ndots: each set of random images\n"
+        text += "significantly more than along random vectors: blue, fewer: red"
         figure.supxlabel(text, fontsize=8)
         return figure
 

@@ -91,12 +91,15 @@ class Certificates(Result):
         figure = charts.new_figure(max(3.0, 1.35 * rows))
         halves: Any = figure.subfigures(1, 2, width_ratios=[1.2, 1])
         left, right = halves
+        left.suptitle("predicted class, right or wrong: radius in which it provably stays", fontsize=8)
         axes = left.subplots(rows, columns, squeeze=False).flatten()
         for axis in axes:
             axis.set_axis_off()
         panels = self.panels()
         for axis, n in zip(axes, chosen, strict=False):
-            charts.show_image(axis, resize(panels[n][0].image, (96, 96)), panels[n][0].title)
+            # Two short lines: a long class name would reach the next image.
+            title = charts.plain_label(panels[n][0].title.replace(": ", "\n"), 18)
+            charts.show_image(axis, resize(panels[n][0].image, (96, 96)), title)
         self._plot_certified_share(right.subplots())
         return figure
 

@@ -156,6 +156,7 @@ def _oracle() -> None:
     cost=Cost(forward=size.images),
     batch_independent=False,
     oracle=_oracle,
+    demo={"layer": "features.6"},
 )
 def patch_pca(
     model: Model,

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Verdict = Literal["pass", "suspicious", "inconclusive"]
 _COLORS: dict[str, str] = {"pass": "#3a9a5b", "suspicious": "#d1342f", "inconclusive": "#8a8a8a"}
 #: Characters per line of a reason in the figure.
-_LINE_WIDTH = 100
+_LINE_WIDTH = 72
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,7 @@ class ChangedQuestions(Result):
         """Per image: the image with the question and its answer, before and after."""
         groups = []
         for n, image in enumerate(self.images):
-            before = f"{self.question}: {self.answers_before[n] or 'no answer'}"
-            after = f"{self.questions[n]}: {self.answers[n] or 'no answer'}"
+            before = f"{self.question!r} -> {self.answers_before[n] or 'no answer'}"
+            after = f"{self.questions[n]!r} -> {self.answers[n] or 'no answer'}"
             groups.append([Panel(image, before), Panel(image, after)])
         return groups
