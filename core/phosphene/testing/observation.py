@@ -301,7 +301,7 @@ def raise_in_pass(module: nn.Module, at: int, error: BaseException) -> Iterator[
 
 @functools.cache
 def _is_program_frozen() -> bool:
-    """Whether the program has frozen its objects. Counting them takes as long as a run, so it is asked once."""
+    """Whether the program has frozen its objects. Counting them is slow: it is asked once."""
     return gc.get_freeze_count() > 0
 
 
