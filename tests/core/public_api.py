@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import functools
 import json
 import re
 import sys
@@ -29,6 +30,12 @@ _BESIDE = (
 MODULES = ("phosphene", *(f"phosphene.{name}" for name in _BESIDE.split()))
 
 
+@functools.cache
+def _syntax_tree(text: str) -> ast.Module:
+    """The syntax tree of a text, which nobody changes: most texts are read many times."""
+    return ast.parse(text)
+
+
 class Sources:
     """The modules of a checkout as syntax trees."""
 
@@ -45,7 +52,7 @@ class Sources:
         path = self.core.joinpath(*module.split("."))
         # A stub says what a package exports where there is one; only packages have one.
         found = (path / "__init__.pyi", path / "__init__.py", path.with_suffix(".py"))
-        return ast.parse(next(file for file in found if file.is_file()).read_text())
+        return _syntax_tree(next(file for file in found if file.is_file()).read_text())
 
     def names(self, module: str) -> dict[str, str]:
         """The public names of a module, each with the module that defines it."""

@@ -360,16 +360,19 @@ _KILLED = """
     import sys, phosphene.checkpoints
     from phosphene import run
     phosphene.checkpoints.INTERVAL = 0.05
-    run("embed", dataset="builtin:scenes/600", out=sys.argv[1], batch_size=8, progress=False)
+    run("embed", dataset=sys.argv[2], out=sys.argv[1], batch_size=8, progress=False)
 """
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.nightly)])
-def test_a_killed_run_resumes_to_the_same_bits(tmp_path, kills):
+@pytest.mark.parametrize(
+    ("kills", "scenes"), [(2, 256), pytest.param(10, 600, marks=pytest.mark.nightly)], ids=["2", "10"]
+)
+def test_a_killed_run_resumes_to_the_same_bits(tmp_path, kills, scenes):
     """SIGKILL at any moment: no leftovers, and the result is that of one run."""
-    expected = run("embed", dataset="builtin:scenes/600", batch_size=8, progress=False)
+    dataset = f"builtin:scenes/{scenes}"
+    expected = run("embed", dataset=dataset, batch_size=8, progress=False)
     out = tmp_path / "out"
-    command = [sys.executable, "-c", textwrap.dedent(_KILLED), str(out)]
+    command = [sys.executable, "-c", textwrap.dedent(_KILLED), str(out), dataset]
     killed = 0
     while not out.exists():
         process = subprocess.Popen(command)

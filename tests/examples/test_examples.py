@@ -90,6 +90,7 @@ answer["provenance"] = (
 elsewhere = {"images": "builtin:scenes/1", "executor": "own-process"}
 answer["lambda"] = refusal(run, "saliency", target=lambda logits: logits[:, 0], **elsewhere)
 answer["executor error"] = refusal(run, "occlusion", window=4, stride=8, **elsewhere)
+torch.set_num_threads(1)
 
 # The result and its promise.
 run("top_classes", model="toy:stripes", images=both, k=2, out="results/top_classes")

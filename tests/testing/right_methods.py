@@ -252,7 +252,7 @@ def difference_of_two_logits(model: Model, images: Images) -> Attribution:
     return Attribution(images=images, maps=pixel_gradients.abs().amax(1), targets=("1 - 0",) * len(images))
 
 
-@right(cost=None, quick={"window": 9})
+@right(cost=None, quick={"window": 13})
 def occlusion_with_odd_windows(
     model: Model, images: Images, target: Target = None, *,
     window: Annotated[Literal[5, 9, 13], Field(description="side of the window")] = 9,

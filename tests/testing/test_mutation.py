@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 from collections.abc import Iterator
@@ -226,8 +227,11 @@ def test_numbers_of_classes_are_changed_and_their_fields_are_not(
 
 
 def test_command_prints_survivors_and_the_score(
-    method_file: Path, capsys: pytest.CaptureFixture[str]
+    method_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # The command's second call prints the outcomes of the first.
+    monkeypatch.setattr("phosphene.testing.mutation_score", functools.cache(mutation_score))
+
     def run(*arguments: str) -> tuple[int, str]:
         try:
             main(["check", str(method_file), "--mutate", "--mutants", "3", *arguments])

@@ -18,7 +18,7 @@ from ..errors import InputError, PhospheneError
 from ..images.color import resize
 from ..models import Model
 from ..models.unit_centers import unit_centers
-from ..roles import ROLES, SampleRequest, model_for_inputs
+from ..roles import ROLES, InputRole, SampleRequest, model_for_inputs
 from ..runs.saved_results import load_result
 from ..spec.expressions import LENGTHS
 from .networks import CLASSES, image_size, make_network, network_names
@@ -198,13 +198,19 @@ def declared_cost(method: Method[..., Any], case: Case) -> tuple[int, int] | Non
         return None
 
 
+@functools.cache
+def _sample_length(role: InputRole, case: Case) -> int:
+    """The length of a role's sample for a case."""
+    return len(role.sample(case.request(_network(case.network))))
+
+
 def sizes(method: Method[..., Any], case: Case) -> dict[str, int]:
     """The sizes that a cost expression may refer to, for this case."""
     height, width = case.size or _size_and_layers(case.network)[0]
     sizes = {"images": case.count, "height": height, "width": width, **dict.fromkeys(LENGTHS, 0)}
     for role in (ROLES[declared.role] for declared in method.spec.inputs):
         if role.size_name:
-            sizes[role.size_name] += len(role.sample(case.request(_network(case.network))))
+            sizes[role.size_name] += _sample_length(role, replace(case, params={}))
     of_the_model = ("channels", "stages", "attention_layers", "attention_heads")
     if (cost := method.spec.cost) is None or not any(map(cost.depends_on, of_the_model)):
         return sizes

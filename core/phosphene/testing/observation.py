@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import gc
 import math
 import sys
@@ -298,6 +299,12 @@ def raise_in_pass(module: nn.Module, at: int, error: BaseException) -> Iterator[
         handle.remove()
 
 
+@functools.cache
+def _is_program_frozen() -> bool:
+    """Whether the program has frozen its objects. Counting them is slow: it is asked once."""
+    return gc.get_freeze_count() > 0
+
+
 @contextmanager
 def new_tensors() -> Iterator[Callable[[], int]]:
     """A function that counts the live tensors created since the block started."""
@@ -306,7 +313,7 @@ def new_tensors() -> Iterator[Callable[[], int]]:
         gc.collect()
         return sum(issubclass(type(thing), Tensor) for thing in gc.get_objects())
 
-    frozen = gc.get_freeze_count() > 0
+    frozen = _is_program_frozen()
     gc.freeze()  # objects from before are neither scanned nor counted
     try:
         yield count

@@ -130,7 +130,7 @@ def test_scores_in_another_process_are_the_same(model, name: str) -> None:  # ty
             return iter(pickle.loads(pickle.dumps(states[::-1])))
 
     params = {"stages": 2} if name == "sanity_check" else {"methods": ["smooth_grad"], "steps": 2}
-    images, score = SceneDataset(11), methods[name]
+    images, score = SceneDataset(5), methods[name]
     with max_batch(2):
         expected = score(model, images, seed=0, **params)
         with use_shard_executor(Pickled()):

@@ -351,7 +351,7 @@ def figure_not_blank(method: AnyMethod) -> None:
     page = result._repr_html_()
     assert "<img" in page, "a notebook would show no image"
     drawn = Image.open(io.BytesIO(base64.b64decode(page.partition("base64,")[2].partition('"')[0])))
-    colors = torch.tensor(bytearray(drawn.convert("RGB").tobytes()), dtype=torch.uint8).view(-1, 3)
+    colors = torch.frombuffer(bytearray(drawn.convert("RGB").tobytes()), dtype=torch.uint8).view(-1, 3)
     drawn_on_ground = colors[(colors != colors[0]).any(1)]
     assert len(drawn_on_ground) and (drawn_on_ground != drawn_on_ground[0]).any(), "the figure is blank"
 
