@@ -78,6 +78,20 @@ def _oracle() -> None:
     vectors = activation_statistics(model, TensorDataset(images[1:], ["red", "red"], masks[1:]), layer="3")
     torch.testing.assert_close(vectors.mean, torch.tensor([1 / 8, 0, 2, 7 / 16]))
     assert vectors.background_reliance is vectors.selectivity is vectors.preferred_class is None
+    # Three classes at the default layer; channel 3 is 3/8, 3/8 and 1/2 on average.
+    three = activation_statistics(model, TensorDataset(images, ["a", "b", "c"]))
+    assert three.layer == "1" and three.selectivity is not None
+    torch.testing.assert_close(three.selectivity, torch.tensor([1 / 3, 0, 0, 1 / 7]))
+    # Two positions are enough for the background. Of 3 x 3 pixels, the middle one is in four cells.
+    ones = nn.Conv2d(3, 1, (4, 3))
+    assert ones.bias is not None
+    ones.weight.data.zero_(), ones.bias.data.fill_(1.0)
+    halves = load_model(nn.Sequential(ones, nn.Flatten(), nn.Linear(2, 2)), input_size=(3, 4, 4))
+    of_halves = activation_statistics(halves, data, layer="0")
+    torch.testing.assert_close(of_halves.background_reliance, torch.tensor([0.75]))
+    middle = torch.zeros(1, 3, 3)
+    middle[0, 1, 1] = 1
+    torch.testing.assert_close(mask_coverage(middle, (2, 2)), torch.full((1, 2, 2), 1 / 9))
 
 
 @method(

@@ -74,13 +74,18 @@ def _oracle() -> None:
     with max_batch(1):
         result = channel_redundancy(load_model(layers), TensorDataset(ordered), layer="0")
     assert result.images is not None and torch.equal(result.images, ordered[:1])
+    # Of equally strong images the first.
+    twice = TensorDataset(torch.cat([ordered, ordered]).float())
+    assert _Moments(load_model(layers), "0").run(twice, 1)["peak_image"][0] == 0
+    result = channel_redundancy(load_model(layers), twice, layer="0")
+    assert result.images is not None and torch.equal(result.images, ordered[:1].float().double())
     assert result.centers == ((0, 1, 2, 3, 4), (0, 1, 2, 3, 4))
     # A constant channel is similar to itself alone; an offset costs no digits in single precision.
     single = nn.Sequential(nn.Conv2d(3, 3, 1), *pool, nn.Linear(3, 2))
     with torch.no_grad():
         single[0].weight.copy_(torch.tensor([[0.0, 0, 0], [1, 0, 0], [1, 0, 0]])[..., None, None])  # type: ignore[operator, union-attr]
-        single[0].bias.copy_(torch.tensor([1.0, 0, 1000]))  # type: ignore[operator, union-attr]
-    result = channel_redundancy(load_model(single), TensorDataset(images), layer="0")
+        single[0].bias.copy_(torch.tensor([1.0, 0, 10_000]))  # type: ignore[operator, union-attr]
+    result = channel_redundancy(load_model(single), TensorDataset(images))
     expected = torch.tensor([[1.0, 0, 0], [0, 1, 1], [0, 1, 1]])
     torch.testing.assert_close(result.similarity, expected, rtol=0, atol=1e-5)
     assert result.images is not None and result.images.dtype == torch.float32

@@ -55,6 +55,39 @@ def _oracle() -> None:
     assert result.ids == ("2", "0", "2") and result.positions.tolist() == [[3, 4], [7, 2], [2, 4]]
     torch.testing.assert_close(result.scores, torch.tensor([1.0, 0.5, 0.1]))
     assert result.images.shape == (2, 1, 8, 8) and result.image_indices.tolist() == [1, 0, 1]
+    _multiples_of_one_map()
+
+
+def _multiples_of_one_map() -> None:
+    """Channel c of twelve is c + 1 times the image, in double precision: the default is every second."""
+    convolution = nn.Conv2d(1, 12, 1, bias=False, dtype=torch.float64)
+    convolution.weight.data = torch.arange(1.0, 13, dtype=torch.float64).view(12, 1, 1, 1)
+    network = nn.Sequential(convolution, nn.Flatten(), nn.Linear(48, 2, dtype=torch.float64))
+    model = load_model(network, mean=[0.0], std=[1.0], input_size=(1, 2, 2))
+    # The left positions are equal, those of the second and the third image, too.
+    images = torch.tensor([[0.2, 0.1, 0.2, 0.1], [0.4, 0.3, 0.4, 0.3], [0.4, 0.3, 0.4, 0.3]]).view(3, 1, 2, 2)
+    dataset, units = TensorDataset(images), [[1, 0, 0], [1, 1, 0], [2, 0, 0], [2, 1, 0], [0, 0, 0]]
+    choices: list[tuple[Any, list[int]]] = [
+        (None, [0, 2, 4, 6, 8, 10]),
+        ("all", [*range(12)]),
+        ([5, 1], [5, 1]),
+    ]
+    for channels, expected in choices:
+        with max_batch(2):
+            result = top_patches(model, dataset, channels=channels, k=5, per_image=2)
+        assert result.layer == "0" and result.channels == tuple(c for c in expected for _ in range(5))
+        factors = torch.tensor(expected, dtype=torch.float64)[:, None] + 1
+        scores = factors * torch.tensor([0.4, 0.4, 0.4, 0.4, 0.2], dtype=torch.float64)
+        torch.testing.assert_close(result.scores, scores.flatten(), rtol=1e-6, atol=0)
+        numbers = [int(name) for name in result.ids]
+        located = [[n, *position] for n, position in zip(numbers, result.positions.tolist(), strict=True)]
+        assert located == units * len(expected) and result.images.shape == images.shape
+    # The same whatever the order in which parts are merged.
+    maps, parts = model.features(images.double(), "0")[:, :2], []
+    for rows in ([2], [0, 1]):
+        values, positions = largest_per_image(maps[rows], torch.tensor(rows), 2)
+        parts.append({"scores": values, "units": positions, "map_size": [2, 2]})
+    assert TopUnits(model, "0", [0, 1], 5, 2).merge(*parts)["units"].tolist() == [units, units]
 
 
 @method(

@@ -50,6 +50,16 @@ def is_the_corner_of_the_ball_on_a_linear_model() -> None:
     torch.testing.assert_close(result.perturbation, 0.1 * normal[0].sign())
     torch.testing.assert_close(result.adversarial, (result.images + result.perturbation).clamp(0, 1))
     assert result.fooling_rate == 0.75 and result.held_out_rate is None
+    # The same with an objective, whatever the images in which it does not hold.
+    both = torch.cat([2 * base - images[:3], images])
+    result = universal(model, TensorDataset(both), eps=0.1, objective="contrast:0,1", held_out=0)
+    torch.testing.assert_close(result.perturbation, 0.1 * normal[0].sign())
+    assert result.fooling_rate == 0.75
+    # The step of the first image, 0.1, would fool the second one if its pixels could exceed 1.
+    first = base - 0.1 * normal * (normal.abs().sum() / normal.square().sum())
+    second = torch.tensor([1.0, 1.0, 0.2, 0.2], dtype=torch.float64).view(1, 1, 2, 2)
+    pair = TensorDataset(torch.cat([first, second]))
+    assert universal(model, pair, eps=0.5, epochs=1, held_out=0).perturbation.abs().max() > 0.15
     # Without any change of class it stays zero, in the numbers of the model.
     gray = TensorDataset(torch.full((1, 3, 2, 3), 0.5))
     result = universal(constant_model(), gray, held_out=0, epochs=2)
@@ -58,8 +68,8 @@ def is_the_corner_of_the_ball_on_a_linear_model() -> None:
     images = (4 * (case.images - 0.5) + 0.5).clamp(0, 1).float()
     case = replace(case, images=images.double(), labels=case.model(images.double()).argmax(1))
     # Without held-out images the first six are returned.
-    first = universal(case.model, TensorDataset(images), eps=0.1, epochs=1, steps=1, held_out=0)
-    torch.testing.assert_close(first.images, case.images[:6])
+    returned = universal(case.model, TensorDataset(images), eps=0.1, epochs=1, steps=1, held_out=0).images
+    torch.testing.assert_close(returned, case.images[:6])
     assert training_count(TensorDataset(images), 0.99) == 1
     cases: list[tuple[UniversalNorm, float, float]] = [
         ("linf", 0.008, 0.9),
@@ -211,6 +221,7 @@ def universal(
     )
 
     for epoch, indices in resumable(batches, state, "universal perturbation"):
+        # equivalent mutants: the first perturbation is zero, which fools no image
         if epoch > 0 and indices.start == 0:
             perturb = _AddPerturbation(state["perturbation"])
             with report_progress(False):

@@ -15,9 +15,16 @@ from phosphene.training import MAX_HELD_OUT, TrainedModel
 
 from ._training_evaluation import HeldOutEvaluation, training_cost
 
-STEPS, BATCH, PART, LR, SEED = 3, 4, 2, 0.1, 3
+STEPS, BATCH, PART, LR, SEED, CHECKPOINTS = 3, 4, 2, 0.1, 3, 2
 #: The options of that training: of seven images the last two are held out.
-SHORT_TRAINING: dict[str, Any] = {"steps": STEPS, "batch": BATCH, "lr": LR, "held_out": 0.3, "seed": SEED}
+SHORT_TRAINING: dict[str, Any] = {
+    "steps": STEPS,
+    "batch": BATCH,
+    "lr": LR,
+    "held_out": 0.3,
+    "checkpoints": CHECKPOINTS,
+    "seed": SEED,
+}
 
 #: ``loss(trained, images, labels, progress)``: the loss of each image, (n,).
 PlainLoss = Callable[[Model, Tensor, Tensor, float], Tensor]
@@ -88,7 +95,14 @@ def assert_trained_plainly(
     torch.testing.assert_close(result.curves["clean"][-1], accuracy)
     assert result.evaluation_steps.tolist() == [*range(STEPS + 1)]
     torch.testing.assert_close(result.previews[::3], held_out)
+    assert_last_checkpoint_is_the_result(result)
     return result, trained
+
+
+def assert_last_checkpoint_is_the_result(result: TrainedModel) -> None:
+    """Assert that the weights of a short training are stored twice, the last time after the last step."""
+    assert len(result.checkpoints) == CHECKPOINTS
+    torch.testing.assert_close(result.checkpoints[-1], dict(result.network.state_dict()))
 
 
 def evaluation_by_hand() -> None:

@@ -26,7 +26,12 @@ from phosphene.training import (
 from ._spectral_cases import layers_of_unit_norm, orthogonal_weights
 from ._spectral_layers import LayerKind, UnitNormLayers
 from ._training_evaluation import HeldOutEvaluation, TrainingOptions, training_cost
-from ._training_reference import SHORT_TRAINING, sample_training, train_plainly
+from ._training_reference import (
+    SHORT_TRAINING,
+    assert_last_checkpoint_is_the_result,
+    sample_training,
+    train_plainly,
+)
 from .lipschitz import lipschitz_bound
 
 #: Safety factor of the bound in a proof: the layers' norms are 1 only up to rounding.
@@ -87,6 +92,7 @@ def training_equals_a_plain_loop() -> None:
     with max_batch(2):
         result = lipschitz_fit(model, dataset, eps=0.2, **SHORT_TRAINING | {"labels": "predicted"})
     torch.testing.assert_close(result.losses, losses)
+    assert_last_checkpoint_is_the_result(result)
     layers = trained.module[1], trained.module[3]  # type: ignore[index]
     exact = [layer.weight / torch.linalg.matrix_norm(layer.weight, 2) for layer in layers]
     logits = forward(trained, dataset.images, exact)

@@ -112,14 +112,22 @@ def activations_approach_relu_with_the_sharpness() -> None:
         trained.module.train()
         return F.cross_entropy(trained(images), labels, reduction="none")
 
-    options = {"activation": "elu", "sharpness": 2.0, **SHORT_TRAINING}
+    options = {"activation": "elu", "sharpness": 2.0, "labels": "predicted", **SHORT_TRAINING}
     assert_trained_plainly(
-        lambda: smooth_activations(sample, dataset, **options), smoothed, dataset, loss, torch.optim.Adam
-    )
-    for part, reason in ((nn.Tanh(), "no nn.ReLU"), (nn.ReLU6(), "1 ReLUs that are no nn.ReLU modules")):
+        lambda: smooth_activations(sample, dataset, **options), smoothed, dataset, loss, torch.optim.Adam,
+        labels=sample(dataset.images).argmax(1),
+    )  # fmt: skip
+    other = smooth_activations(sample, dataset, **options | {"seed": 1}).losses
+    assert not torch.equal(smooth_activations(sample, dataset, **options | {"seed": 0}).losses, other)
+    of_pixels = nn.Sequential(nn.ReLU6(), nn.Flatten(), nn.Linear(4, 3))
+    for refused, reason in (
+        (sample_training(nn.Tanh())[0], "no nn.ReLU"),
+        (sample_training(nn.ReLU6())[0], "1 ReLUs that are no nn.ReLU modules"),
+        (load_model(of_pixels, input_size=(1, 2, 2)), "1 ReLUs that are no nn.ReLU modules"),
+    ):
         message = "accepted"
         try:
-            smooth_activations(sample_training(part)[0], dataset)
+            smooth_activations(refused, dataset)
         except ModelError as error:
             message = str(error)
         assert f"has {reason}" in message, message

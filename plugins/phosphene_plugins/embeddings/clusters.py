@@ -1,7 +1,8 @@
 """Clusters: k-means clustering of a data set's features, and its agreement with the classes."""
 
 import dataclasses
-from typing import Annotated
+from typing import Annotated, Any
+from unittest import mock
 
 import torch
 from pydantic import Field
@@ -79,6 +80,42 @@ def _oracle() -> None:
         assert result.clusters is not None and result.clusters.dtype == torch.int64
         assert result.clusters.tolist() == expected_clusters.tolist()
         assert result.points is not None and result.points.shape == (60, 2)
+    # The same of features alone.
+    again = clusters(features=result, k=8, seed=2).clusters
+    assert again is not None and again.tolist() == expected_clusters.tolist()
+    _lloyd_by_hand()
+
+
+def _lloyd_by_hand() -> None:
+    """Clusters of a large matrix: Lloyd's algorithm from the centers of every third row or of fewer.
+
+    A far center has no rows and stays. The others end at a shift below the tolerance, before they stay.
+    """
+    numbers = torch.rand(900, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    nowhere: Any = None
+    with mock.patch.dict(
+        globals(),
+        is_large=lambda features: True,
+        _k_means_in_memory=lambda rows, k, seed: (nowhere, torch.cat([rows[:k], rows[:1] - 9]), nowhere),
+    ):
+        # Rows per sample: at most SAMPLE_ROWS, but 100 per cluster, and at most LARGE numbers.
+        for k, sample, large, step in ((2, 200, 899, 4), (3, 100, 899, 3), (3, 100, 200, 5)):
+            with mock.patch.dict(globals(), SAMPLE_ROWS=sample, LARGE=large):
+                assignments, centers, inertia = k_means(numbers, k, 0)
+            expected, tolerance = torch.cat([numbers[: step * k : step], numbers[:1] - 9]), None
+            while True:
+                distances = (numbers - expected.T).abs()
+                nearest = distances.argmin(1)
+                if tolerance is None:
+                    tolerance = 1e-4 * float(distances.amin(1).square().mean())
+                means = torch.stack([numbers[nearest == n].mean(0) for n in range(k)] + [expected[k]])
+                shift, expected = (means - expected).square().sum(), means
+                if shift <= tolerance:
+                    break
+            distances = (numbers - expected.T).abs()
+            torch.testing.assert_close(centers, expected)
+            assert torch.equal(assignments, distances.argmin(1))
+            assert abs(inertia - float(distances.amin(1).square().sum())) < 1e-9
 
 
 @method(
@@ -212,6 +249,7 @@ def _lloyd(features: Tensor, centers: Tensor) -> tuple[Tensor, Tensor, float]:
     """Clusters, centers and sum of squares of Lloyd's algorithm, until the centers stay."""
     rows, tolerance = FeatureRows(features), None
     for _ in progress_bar(range(STEPS), "k-means steps", STEPS):
+        # equivalent mutants: whether progress is reported changes no number
         with report_progress(False):
             state = LloydStep(centers).run(rows, BLOCK_ROWS)
         counts = state["counts"][:, None]
@@ -221,6 +259,7 @@ def _lloyd(features: Tensor, centers: Tensor) -> tuple[Tensor, Tensor, float]:
         shift, centers = float((moved - centers).square().sum()), moved
         if shift <= tolerance:
             break
+    # equivalent mutants: whether progress is reported changes no number
     with report_progress(False):
         inertia = float(LloydStep(centers).run(rows, BLOCK_ROWS)["inertia"])
     assignments = map_rows(features, _Nearest(centers), "clusters")

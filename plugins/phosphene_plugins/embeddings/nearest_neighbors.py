@@ -1,7 +1,7 @@
 """Nearest neighbors of images in feature space, beside those in pixel space."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from unittest import mock
 
 import torch
@@ -29,6 +29,7 @@ from ._features import FeatureLayer, image_features, require_layer
 from ._nearest_neighbor_search import NearestNeighborSearch, complete_columns, smallest_distances
 from ._neighbor_index_result import Metric, search_index, unit_vectors
 from ._relations import feature_distances, pixel_distances
+from .embed import embed
 
 DISTANCES = ("distances", "pixel_distances")
 #: Rows of features that are searched at once.
@@ -74,6 +75,19 @@ def _oracle() -> None:
     # Averaged over the positions of a layer: the means of both halves, 0.5 against 0.625, 0.375 and 0.275.
     mean = nearest_neighbors(model, images[:1], dataset, layer="0", k=4).distances
     assert torch.allclose(mean, torch.tensor([[0, 0.125, 0.125, 0.225]]) / 0.5, atol=1e-6)
+    # The same among features that were computed before, searched in blocks.
+    for layer, metric in ((None, "l2"), (None, "cosine"), ("0", "l2")):
+        options: dict[str, Any] = {"k": 9, "layer": layer, "metric": metric}
+        among, features = (
+            nearest_neighbors(model, images[[0, 3]], dataset, **options),
+            embed(model, dataset, layer=layer),
+        )
+        with mock.patch.dict(globals(), BLOCK_ROWS=2):
+            result = nearest_neighbors(model, images[[0, 3]], features=features, **options)
+        assert torch.equal(result.indices, among.indices) and result.ids == among.ids
+        assert torch.allclose(result.distances, among.distances, atol=1e-6)
+        assert result.thumbnails is not None
+        assert torch.equal(result.thumbnails, features.thumbnails[result.indices])
 
 
 @method(

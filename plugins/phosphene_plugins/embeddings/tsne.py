@@ -2,6 +2,7 @@
 
 import dataclasses
 from typing import Annotated
+from unittest import mock
 
 import torch
 from pydantic import Field
@@ -30,6 +31,19 @@ def _oracle() -> None:
     distances = torch.cdist(result.points, result.points).fill_diagonal_(torch.inf)
     assert (distances.argmin(1) // 6).tolist() == [0] * 6 + [1] * 6
     assert torch.allclose(result.features, halves)
+    assert set(result.metrics) == {"KL divergence", "trustworthiness"}
+    again = tsne(features=result, perplexity=3).points
+    assert again is not None and torch.equal(again, result.points)
+    # For many images the perplexity is 30; the first component of the start has standard deviation 1e-4.
+    numbers = torch.rand(94, 2, generator=torch.Generator().manual_seed(0))
+    with mock.patch("sklearn.manifold.TSNE") as estimator:
+        estimator.return_value.fit_transform = lambda rows: rows
+        estimator.return_value.kl_divergence_ = 0.5
+        points = tsne(features=numbers).points  # type: ignore[arg-type]
+    assert points is not None and torch.equal(points, numbers)
+    assert estimator.call_args.kwargs["perplexity"] == 30
+    spread = estimator.call_args.kwargs["init"].std(0)
+    assert abs(spread[0] - 1e-4) < 1e-9 and spread[1] < 0.99e-4
     # By default the perplexity is a third of the other images.
     few = TensorDataset(halves[:6, None, None].expand(-1, 1, 2, 2))
     assert tsne(model, few).metrics == tsne(model, few, perplexity=5 / 3).metrics

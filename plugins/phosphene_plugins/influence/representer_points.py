@@ -73,11 +73,16 @@ def sums_to_the_fitted_logit() -> None:
         torch.testing.assert_close(result.model_scores, logits[30:].gather(1, labels[:, None])[:, 0])
         same = (features[:30] @ weight.T).argmax(1) == logits[:30].argmax(1)
         assert abs(result.agreement - float(same.double().mean())) < 1e-9
+        assert result.classes == tuple(str(n) for n in numbers.tolist())
     assert torch.equal(result.proponent_images, images[result.proponents])
     assert torch.equal(result.opponent_images, images[result.opponents])
     # Without classes, those that the model predicts.
     result = representer_points(model, images[30:], TensorDataset(images[:30]), labels)
     assert result.classes == tuple(f"class {n}" for n in logits[:30].argmax(1).tolist())
+    # Equal logits are those of weights 0, without a step.
+    for parameter in network[3].parameters():
+        parameter.data.zero_()
+    assert not representer_points(model, images[30:], data, labels).values.any()
 
 
 class SumsToScore(Relation):

@@ -6,13 +6,14 @@ from typing import Annotated
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from phosphene import Model as AnyModel
 from phosphene import Reference, batch_size, hookimpl, method, progress_bar
 from phosphene.attacks import Norm, project, random_point, steepest
 from phosphene.roles import Images, Labels, Model, Seed
 from phosphene.spec import Agrees, Cost, InvariantTo, Monotone, PixelRange, UnitRange, length, param, size
+from phosphene.targets import Contrast, ObjectiveClassifier
 from phosphene.testing import linear_model
 
 from ..attacks._gradients import loss_gradient
@@ -51,6 +52,16 @@ def ensemble_of_orthogonal_linear_members_has_the_sum_of_their_margins() -> None
     ]
     assert report.worst_transfer_accuracy == 0.5 and report.ensemble_accuracy == 0.25
     assert report.success.tolist() == [False, True, True, True]
+    # The same of the objective "1 rather than 0", by members in the other order, one in training mode.
+    members[1].module.add_module("dropout", nn.Dropout())
+    members[1].module.train()
+    views = [ObjectiveClassifier.of_images(member, Contrast(1, 0), images) for member in members[::-1]]
+    same = _evaluate(
+        views, images, labels, "logits", eps=0.05, step_size=0.02, steps=6, norm="linf", eot_samples=1,
+        seed=0,
+    )  # fmt: skip
+    assert torch.equal(same.accuracy, report.accuracy[[0, 2, 1, 3]][:, [1, 0, 2]])
+    assert same.worst_transfer_accuracy == 0.5
     # In l2, on averaged logits, along the sum of the weights; on probabilities along their weighted sum.
     members[1] = linear_model(torch.tensor([[0.0, 0, 0, 0], [0, 9.0, 0, -9.0]]).view(2, 1, 2, 2))
     images = images[:1]
@@ -77,6 +88,11 @@ def ensemble_of_orthogonal_linear_members_has_the_sum_of_their_margins() -> None
     model = linear_model(torch.tensor([[0.0, 0.0, 0.0, 0.0], [4.0, -3.0, 2.0, -1.0]]).view(2, 1, 2, 2))
     labels = model(images).argmax(1)
     report = ensemble_evaluation(model, images, labels, eps=0.05, step_size=0.02, steps=6, seed=0)
+    starts = [
+        ensemble_evaluation(model, images, labels, eps=0.05, step_size=1e-4, steps=1, seed=seed).adversarial
+        for seed in (0, 1)
+    ]
+    assert not torch.equal(*starts)
     signs = (1 - 2 * labels[:, None]) * torch.tensor([1.0, -1.0, 1.0, -1.0])
     torch.testing.assert_close(report.adversarial, images + 0.05 * signs.view_as(images))
     accuracy = (model(report.adversarial).argmax(1) == labels).float().mean()

@@ -92,6 +92,12 @@ def share_of_margins_beyond_eps_on_a_linear_model() -> None:
     assert robust_accuracy(model, TensorDataset(images), **options | {"budget": 1}).counts == (1,)
     report = robust_accuracy(model, TensorDataset(images), **options | {"budget": 1000})
     assert report.success.tolist() == [[True, True, False, False, True]]
+    # With an objective it is correct where that holds; the largest ball has no image left to attack.
+    options = {"attacks": ["fgsm"], "eps": [0.04, 0.1, 0.2], "target": "contrast:0,1", "seed": 0}
+    report = robust_accuracy(model, TensorDataset(images), **options)
+    assert report.success.tolist() == [report.correct.tolist()] == [[True, True, True, True, False]]
+    distances = torch.tensor([[0.04, 0.04, 0.1, 0.1]], dtype=torch.float64)
+    torch.testing.assert_close(report.radii[:, :4], distances)
 
 
 def attacks_without_gradients_are_refused_before_the_first_one() -> None:
@@ -313,6 +319,7 @@ class _AttackDistances(Fold[State]):
     correct: Tensor
     examples: int
     title: str
+    # equivalent mutants: how many batches a shard has changes no number
     shard_batches = 1  # attacks take long
 
     def start(self) -> State:

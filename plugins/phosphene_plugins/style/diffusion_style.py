@@ -210,6 +210,21 @@ def one_step_of_injection_by_hand() -> None:
         for stylized, image in zip(result.stylized, padded.split(1), strict=True):
             x = stylize_by_hand(denoiser, image, padded_styles, layers, 0.75, 1.5, texts, guidance)
             assert (stylized - (x[0, :, :5] + 1).div(2).clamp(0, 1)).abs().max() < 1e-9, f"{options}"
+    # Keys with positions are those of one style of the same size, after padding to a multiple of 4.
+    denoiser.positional_keys = True
+    assert tested(images, images[:1], denoiser, steps=1).stylized.shape == images.shape
+    refused = (
+        (images, styles[:1], "8 x 4, not 1 of 4 x 8"),
+        (images, images, "8 x 4, not 2 of 8 x 4"),
+        (images[:, :1], styles[:1], "channel"),
+    )
+    for content, style, reason in refused:
+        message = "accepted"
+        try:
+            tested(content, style, denoiser, steps=1)
+        except InputError as error:
+            message = str(error)
+        assert reason in message, message
 
 
 @method(

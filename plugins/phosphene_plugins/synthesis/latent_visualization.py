@@ -11,7 +11,17 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from phosphene import Class, InputError, Reference, hookimpl, load_model, method, progress_bar, scores
+from phosphene import (
+    Class,
+    InputError,
+    Reference,
+    hookimpl,
+    load_model,
+    method,
+    methods,
+    progress_bar,
+    scores,
+)
 from phosphene.generative import Generator as Decoder
 from phosphene.hooks import guard
 from phosphene.images import resize
@@ -52,10 +62,16 @@ def linear_decoder_and_unit_have_their_closed_form() -> None:
     assert decoder.weight.dtype == torch.float32
     assert torch.equal(result.images, generator.double().decode(result.codes))
     # The start is the best of the drawn codes for each class.
-    codes = torch.randn(5, 6, generator=torch.Generator().manual_seed(3)).double()
-    start: Any = {"draws": 5, "optimizer": "sgd", "lr": 1e-9, "steps": 1, "seed": 3}
-    result = latent_visualization(model, Class((0, 1)), generator, **start)
-    torch.testing.assert_close(result.codes, codes[(codes @ expected.T).argmax(0)])
+    start: Any = {"draws": 5, "optimizer": "sgd", "lr": 1e-9, "steps": 1}
+    for seed in (0, 3):
+        codes = torch.randn(5, 6, generator=torch.Generator().manual_seed(seed)).double()
+        result = latent_visualization(model, Class((0, 1)), generator, **start, seed=seed)
+        torch.testing.assert_close(result.codes, codes[(codes @ expected.T).argmax(0)])
+        own = methods["synthesis.class_visualization"](model, Class((0, 1)), steps=1, seed=seed).images
+        torch.testing.assert_close(result.pixel_images, own)
+    colors = torch.rand(1, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(match_shape(colors, (3, 3, 3)), resize(colors, (3, 3)))
+    assert torch.equal(match_shape(colors[:, :1], (6, 6, 6)), colors[:, :1].expand(-1, 6, -1, -1))
     # A generator of larger gray images: reduced to the model's size for the model, and compared at its own.
     gray = Decoder(
         (4,),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from contextlib import nullcontext
 from itertools import pairwise
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -58,7 +58,7 @@ class _TinyTextDenoiser(Denoiser):
         self.up_blocks = nn.ModuleList([_TinyAttention(True), _TinyAttention(False)])
         self.mid_block = _TinyAttention(True)
         self.letters = nn.Parameter(torch.randn(27, 5))
-        self.text = ""
+        self.text = "z"
 
     def tokens(self) -> Tensor:
         """The embedding (L, 5) of the text: the start, and each letter."""
@@ -84,11 +84,92 @@ class _TinyTextDenoiser(Denoiser):
         return view
 
     def word_tokens(self, text: str) -> list[tuple[str, list[int]]]:
-        words, start = [], 1
-        for word in text.split():
-            words.append((word, list(range(start, start + len(word)))))
-            start += len(word)
-        return words
+        return _letter_tokens(text)
+
+
+def _letter_tokens(text: str) -> list[tuple[str, list[int]]]:
+    """The words of a text, with the numbers of their letters after a start token."""
+    words, start = [], 1
+    for word in text.split():
+        words.append((word, list(range(start, start + len(word)))))
+        start += len(word)
+    return words
+
+
+class _JointAttention(nn.Module):
+    """Attention of two heads with three channels over the tokens of image and text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.to_q, self.to_k = nn.Linear(6, 6), nn.Linear(6, 6)
+
+    def heads(self, tokens: Tensor) -> list[Tensor]:
+        """Queries and keys (1, heads, L, channels) of tokens (1, L, D)."""
+        return [part(tokens).unflatten(2, (2, 3)).transpose(1, 2) for part in (self.to_q, self.to_k)]
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        query, key = self.heads(tokens)
+        return F.scaled_dot_product_attention(query, key, key).transpose(1, 2).flatten(2)
+
+
+class _TinyJointDenoiser(Pipeline):
+    """Noise of two layers over image and text, one with projections of the text, and of one without text."""
+
+    multiple, image_size, prediction, autoencoder = 2, (4, 6), "epsilon", None
+
+    def __init__(self, first: Literal["image first", "text first"]) -> None:
+        Denoiser.__init__(self, torch.tensor([0.95, 0.8, 0.5, 0.2]))
+        self.joint_attention = first
+        projecting: Any = _JointAttention()
+        projecting.added_kv_proj_dim = 6
+        self.transformer_blocks, self.image_only = nn.ModuleList([projecting]), _JointAttention()
+        self.single_transformer_blocks = nn.ModuleList([_JointAttention()])
+        self.register_buffer("letters", torch.randn(27, 6))
+        self.register_buffer("prompt", torch.zeros(1, 1, 6))
+
+    @property
+    def joint_layers(self) -> tuple[Any, Any]:
+        """The layers over image and text."""
+        return self.transformer_blocks[0], self.single_transformer_blocks[0]
+
+    def tokens(self, x: Tensor) -> Tensor:
+        """The tokens (1, L, 6) of an image (1, 3, H, W) and the text, or of the text and an image."""
+        assert self.prompt is not None
+        image = x.flatten(2).mT.repeat(1, 1, 2)
+        return torch.cat(
+            [image, self.prompt] if self.joint_attention == "image first" else [self.prompt, image], 1
+        )
+
+    def forward(self, x: Tensor, t: int) -> Tensor:
+        self.image_only(x.flatten(2).mT.repeat(1, 1, 2))
+        return 0.3 * x + sum(layer(self.tokens(x)).mean() for layer in self.joint_layers)
+
+    def prompted(self, text: str) -> _TinyJointDenoiser:
+        view, letters = copy.copy(self), [ord(c) - ord("a") + 1 for c in text if c != " "]
+        view._buffers = {**self._buffers, "prompt": self.get_buffer("letters")[[0, *letters]][None]}
+        return view
+
+    def word_tokens(self, text: str) -> list[tuple[str, list[int]]]:
+        return _letter_tokens(text)
+
+
+def maps_of_joint_attention_by_hand() -> None:
+    """The part of the attention over image and text that is from positions to words, at one step."""
+    orders: tuple[Literal["image first", "text first"], ...] = ("image first", "text first")
+    for first in orders:
+        with fork_random_state():
+            torch.manual_seed(0)
+            denoiser = _TinyJointDenoiser(first).double().requires_grad_(False)
+        result = prompt_attribution(denoiser, prompt="ab c", steps=1, guidance=1.0, seed=5)  # type: ignore[arg-type]
+        x = torch.randn(1, 3, 4, 6, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+        maps = torch.zeros(2, 4, 6, dtype=torch.float64)
+        for layer in denoiser.joint_layers:
+            query, key = layer.heads(denoiser.prompted("ab c").tokens(x))
+            probabilities = (query @ key.mT / 3**0.5).softmax(3)[0].mean(0)
+            start, image = (24, slice(24)) if first == "image first" else (0, slice(4, None))
+            letters = probabilities[image, start + 1 : start + 4].T.view(3, 4, 6)
+            maps += torch.stack([letters[0] + letters[1], letters[2]]) / 2
+        torch.testing.assert_close(result.maps, maps, atol=1e-9, rtol=0)
 
 
 def maps_of_a_tiny_network_by_hand() -> None:
@@ -181,8 +262,10 @@ def _posteriors(calls: Any) -> Tensor:
 
 
 def _oracle() -> None:
-    """A tiny network by hand, and the bundled model against the gradient of its density."""
+    """Tiny networks by hand, and the bundled model against the gradient of its density."""
     maps_of_a_tiny_network_by_hand()
+    maps_of_joint_attention_by_hand()
+    assert _times(4, 9) == _times(4, 3) == [3, 2, 1, 0]
     color_words_are_the_optimal_denoiser()
 
 
