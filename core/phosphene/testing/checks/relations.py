@@ -292,7 +292,22 @@ def localizes(method: AnyMethod) -> None:
     baselines = [params[name] for name in params if any(word in name for word in _BASELINE_WORDS)]
     if "white" in text_of(method) or any(value == 1 or value == "white" for value in baselines):
         raise SkipTest("against a white baseline, bright pixels count against the score")
+    if not method.spec.input("target") and method.spec.input("labels"):
+        raise SkipTest("it explains a loss, not a score")
+    if re.search(_AGAINST, text_of(method)) and _zero_on_halves(method, params):
+        raise SkipTest("nothing speaks against the score of its networks: its map is 0")
     _on_networks(method, Localizes(), params)
+
+
+#: Words for a map of what makes the score smaller.
+_AGAINST = r"\bagainst\b|counter|negative (evidence|contribution|influence|part)|contradict|inhibit|suppress"
+
+
+def _zero_on_halves(method: AnyMethod, params: Mapping[str, Any]) -> bool:
+    try:
+        return not RelationCalls.start(method, "halves", params).result.maps.any()
+    except PhospheneError:
+        return False
 
 
 def text_of(method: AnyMethod) -> str:
