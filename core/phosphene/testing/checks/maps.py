@@ -246,7 +246,9 @@ def samples_are_averaged(method: AnyMethod) -> None:
 
 
 #: Words for pixels at the border that no window covers.
-_UNCOVERED = r"\bno window|not covered|uncovered|outside (of )?(all|every|the) windows?|windows? that fits? (in|whol)"
+_UNCOVERED = (
+    r"\bno window|not covered|uncovered|outside (of )?(all|every|the) windows?|windows? that fits? (in|whol)"
+)
 
 
 def _covered_sizes(method: AnyMethod) -> tuple[tuple[tuple[int, int], ...], ...]:

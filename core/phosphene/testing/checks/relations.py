@@ -353,7 +353,8 @@ def equivariant(method: AnyMethod) -> None:
 class _RandomDraws(TorchDispatchMode):
     """Counts a method's random operations of torch, those of a generator included, in a block.
 
-    The images on which ``phosphene.models`` compares a network with its optimized copy are not the method's.
+    The images on which ``phosphene.models`` compares a network with its optimized copy, and with which it
+    records a network's structure, are not the method's.
     """
 
     def __init__(self) -> None:
@@ -366,8 +367,13 @@ class _RandomDraws(TorchDispatchMode):
         # Attention draws for its dropout only.
         no_dropout = "dropout_p" in names and not arguments.get("dropout_p")
         if torch.Tag.nondeterministic_seeded in func.tags and not no_dropout:
-            modules = (frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_stack(None))
-            self.count += not any(name.startswith("phosphene.models.optimized_copy") for name in modules)
+            frames = [frame for frame, _ in traceback.walk_stack(None)]
+            places = [(frame.f_globals.get("__name__", ""), frame.f_code.co_name) for frame in frames]
+            self.count += not any(
+                module.startswith("phosphene.models.optimized_copy")
+                or (module == "phosphene.models.model" and function == "_noise")
+                for module, function in places
+            )
         return func(*args, **(kwargs or {}))
 
 
