@@ -53,7 +53,7 @@ def first_party_twins(method: AnyMethod) -> list[Twin]:
     Of the same technique are methods with the same paper and the same name: title, function or the name at
     the beginning of the summary, abbreviations in parentheses included. Without one of that name, those are
     of which all words of the name are in the method's title or summary, in any order. A method whose title or
-    summary has a word for a variant ("smooth", "without") is none, unless the first-party summary has it, too.
+    summary has a word for a variant ("smooth", "without") is none, unless the first-party summary has it.
     """
     spec = method.spec
     candidates = [

@@ -215,7 +215,7 @@ def _dependence_cases() -> Iterator[Case]:
     yield Case(pictures="noise")
     yield from (Case(network, "noise") for network in ("functional", "tokens", "relu6", "gelu", "multihead"))
     yield Case("shapes-vgg")
-    # With few images of a class, a distance that is scaled by their own covariance is the same for all images.
+    # With few images of a class, a distance that their covariance scales is the same for all images.
     yield Case(pictures="noise", dataset=23)
     # Without a second model, one that is compared with itself may have the same result for all weights.
     yield Case(pictures="noise", second_model=True)

@@ -350,7 +350,7 @@ def equivariant(method: AnyMethod) -> None:
         raise SkipTest("it refused the symmetric networks")
 
 
-class _RandomDraws(TorchDispatchMode):
+class RandomDraws(TorchDispatchMode):
     """Counts a method's random operations of torch, those of a generator included, in a block.
 
     The images on which ``phosphene.models`` compares a network with its optimized copy, and with which it
@@ -369,12 +369,19 @@ class _RandomDraws(TorchDispatchMode):
         if torch.Tag.nondeterministic_seeded in func.tags and not no_dropout:
             frames = [frame for frame, _ in traceback.walk_stack(None)]
             places = [(frame.f_globals.get("__name__", ""), frame.f_code.co_name) for frame in frames]
-            self.count += not any(
+            if not any(
                 module.startswith("phosphene.models.optimized_copy")
                 or (module == "phosphene.models.model" and function == "_noise")
                 for module, function in places
-            )
+            ):
+                self.count += 1
+                value = func(*args, **(kwargs or {}))
+                self.record(func.name(), value)
+                return value
         return func(*args, **(kwargs or {}))
+
+    def record(self, name: str, value: Any) -> None:
+        """Called with the name and the output of each random operation."""
 
 
 def draws_random_numbers(
@@ -382,7 +389,7 @@ def draws_random_numbers(
 ) -> bool:
     """Whether a call's result depends on random numbers: torch draws some, or another seed changes it."""
     record_structure(model, inputs)  # draws an image, which is not the method's
-    with _RandomDraws() as draws:
+    with RandomDraws() as draws:
         method(**inputs, **params)
     if draws.count or method.seed is None:
         return draws.count > 0

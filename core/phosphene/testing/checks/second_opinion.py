@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ...errors import PhospheneError
 from ...images.color import enlarge_maps
 from ...models import Model, load_model
+from ...registry.lookup import methods
 from ...results import AdversarialExamples, Attribution, Stylization, Synthesis, TrainedNetwork
 from ...spec.relations import baseline_of
 from ...torch_state import fork_random_state, seed_generators
@@ -26,7 +27,7 @@ from ..observation import tensors_in
 from ..techniques import Twin, first_party_twins, same_meaning
 from .arithmetic import _as_layer
 from .base import register_check
-from .relations import RelationCalls, _RandomDraws, draws_random_numbers, prose_of, text_of
+from .relations import RandomDraws, RelationCalls, draws_random_numbers, prose_of, text_of
 from .work import accepted_case
 
 if TYPE_CHECKING:
@@ -279,12 +280,12 @@ def _run_both(method: AnyMethod, twin: Twin, setting: _Setting, inputs: Mapping[
     shared = _inputs_of_twin(method, twin, inputs)
     model = next((inputs[i.name] for i in method.spec.inputs if i.role == "model"), None)
     try:
-        with _RandomDraws() as draws:
+        with RandomDraws() as draws:
             own = method(**inputs, **setting.own)
         if draws.count and draws_random_numbers(method, model, inputs, setting.own, own):
             raise SkipTest("it draws random numbers")
         seeded = {} if twin.method.seed is None else {twin.method.seed: 7}
-        with _RandomDraws() as draws:
+        with RandomDraws() as draws:
             library = twin.method(**shared, **setting.library, **seeded)
         if draws.count and draws_random_numbers(twin.method, model, shared, setting.library, library):
             raise SkipTest(f"{twin.method.spec.name} draws random numbers")
@@ -499,9 +500,6 @@ def _compare_attacks(method: AnyMethod, twin: Twin) -> None:
     own_eps = next((n for n in method.spec.params.model_fields if same_meaning(n, ("eps",))), None)
     if own_eps is None or not 0 < float(_defaults(method).get(own_eps) or 0) < 1:
         raise SkipTest("its radius is not in units of pixels in [0, 1]")
-    model = _curved_model()
-    generator = torch.Generator().manual_seed(4)
-    images = 0.2 + 0.6 * torch.rand(4, 3, 12, 12, generator=generator, dtype=torch.float64)
     eps = 0.1
     values: dict[str, Any] = {"eps": eps} | _count(method, twin, "steps", _STEPS)
     if "step_size" in names:
@@ -510,13 +508,7 @@ def _compare_attacks(method: AnyMethod, twin: Twin) -> None:
         values["momentum"] = 0.0
     if "momentum" in twin.named:
         values["momentum"] = 0.9
-    with torch.no_grad():
-        labels = model(images).argmax(1)
-    case = Case(double=True, count=len(images), size=(12, 12))
-    inputs = case.inputs(method, model)
-    for declared in method.spec.inputs:
-        if declared.role in ("images", "labels"):
-            inputs[declared.name] = images if declared.role == "images" else labels
+    inputs = _attack_inputs(method)
     differences, notes = [], []
     for setting in _settings(method, twin, values):
         try:
@@ -543,6 +535,123 @@ def _compare_attacks(method: AnyMethod, twin: Twin) -> None:
             f"{setting}, from the images themselves, in double precision",
         )
     )
+
+
+def _attack_inputs(method: AnyMethod) -> dict[str, Any]:
+    """The curved network, four images and their predicted classes, in double precision."""
+    model = _curved_model()
+    generator = torch.Generator().manual_seed(4)
+    images = 0.2 + 0.6 * torch.rand(4, 3, 12, 12, generator=generator, dtype=torch.float64)
+    with torch.no_grad():
+        labels = model(images).argmax(1)
+    case = Case(double=True, count=len(images), size=(12, 12))
+    inputs = case.inputs(method, model)
+    for declared in method.spec.inputs:
+        if declared.role in ("images", "labels"):
+            inputs[declared.name] = images if declared.role == "images" else labels
+    return inputs
+
+
+#: Additions to the iterative method. Parameters of which one value switches an addition off, whatever the
+#: others are: a probability, a neighborhood. Others of the same addition, and those of a further one.
+_ADDITIONS = r"divers|\bdi\b|\bdim\b|variance|translation|scale[- ]invarian|admix"
+_SWITCHES: tuple[tuple[str, float, str], ...] = (
+    (r"prob|^p$|chance", 0, r"size|resize|smallest|rate|low|pad"),
+    (r"neighbou?rhood|^beta$|bound", 1e-6, r"samples|copies|count|number|neighbou?rs$|^n$"),
+)
+_OFF: tuple[tuple[str, float], ...] = (
+    (r"copies|scales|^m$|^m_?\d$", 1),
+    (r"kernel", 1),
+    (r"portion|^eta$|mix|strength", 0),
+)
+
+
+def _extends_no_iterative_method(method: AnyMethod) -> str | None:
+    spec = method.spec
+    title = f"{spec.name} {spec.title} {spec.summary}".lower()
+    if not issubclass(method.result, AdversarialExamples) or "fgsm" not in title:
+        return "it is no variant of an iterative FGSM"
+    if not re.search(_ADDITIONS, title):
+        return "its title names no addition that can be switched off"
+    if re.search(r"nesterov|look-?ahead|margin|\b(c&?w|dlr) loss", prose_of(method)):
+        return "its text names another change, which cannot be switched off"
+    return None
+
+
+@register_check(
+    "method",
+    "An iterative FGSM without its addition (probability 0, one copy, no neighborhood) is the plain one.",
+    "a condition that is inverted; a sum where the mean is meant; what the addition leaves in the next step",
+    _extends_no_iterative_method,
+    exemptible=True,
+)
+def without_its_addition_it_is_the_iterative_method(method: AnyMethod) -> None:
+    plain = methods["attacks.bim"]
+    fields = method.spec.params.model_fields
+    common = {n: same_meaning(n, plain.spec.params.model_fields) for n in fields if n != method.seed}
+    if not {"eps", "steps", "step_size"} <= set(common.values()):
+        raise SkipTest("it has no radius, steps and step size")
+    usual = _defaults(method)
+    extras = [n for n, other in common.items() if other is None and not _is_off(n, usual.get(n))]
+    eps = 0.1
+    values = {"eps": eps, "steps": _STEPS, "step_size": eps / 4}
+    inputs = _attack_inputs(method)
+    settings = list(_switched_off(method, extras, usual))
+    if not settings:
+        raise SkipTest("no parameter switches its addition off")
+    for alternatives in settings:
+        fractions = []
+        for momentum in (0.0, 1.0):
+            named = {n: values.get(o, usual[n]) for n, o in common.items() if o is not None}
+            named |= {n: momentum for n, o in common.items() if o == "momentum"}
+            shared = _inputs_of_twin(method, Twin(plain, (), ""), inputs)
+            library = plain(**shared, **values, momentum=momentum)
+            for off in alternatives:
+                try:
+                    own = method(**inputs, **_validated(method, usual | named | off))
+                except PhospheneError as refusal:
+                    raise SkipTest(f"it was refused: {refusal}") from None
+                still = ~(own.success | library.success)
+                if not still.any():
+                    raise SkipTest("each attack succeeded, after which it may stop")
+                pixels = (own.adversarial - library.adversarial).abs()[still]
+                fractions.append((float((pixels > 1e-6).double().mean()), str(off)))
+        fraction, off_text = min(fractions)
+        assert fraction <= 5 * _PIXELS, (
+            f"with {off_text} it differs from attacks.bim, with or without momentum, in {fraction:.1%} of "
+            "the pixels of the adversarial images, in double precision"
+        )
+
+
+def _switched_off(
+    method: AnyMethod, extras: list[str], usual: Mapping[str, Any]
+) -> Iterator[list[dict[str, Any]]]:
+    """For each switch, settings of which one has to be the plain method: with and without other additions."""
+    others = {
+        n: value
+        for n in extras
+        for words, value in _OFF
+        if re.search(words, n) and _accepts(method, usual, n, value)
+    }
+    switches = [
+        (name, value, same)
+        for name in extras
+        for words, value, same in _SWITCHES
+        if re.search(words, name) and _accepts(method, usual, name, value)
+    ]
+    for name, value, same in switches:
+        further = {n: v for n, v in others.items() if n != name and not re.search(same, n)}
+        yield [{name: value}, *([{name: value, **further}] if further else [])]
+    if others and not switches and len(others) == len(extras):
+        yield [others]
+
+
+def _accepts(method: AnyMethod, params: Mapping[str, Any], name: str, value: Any) -> bool:
+    try:
+        method.validate({**params, name: value})
+    except PhospheneError:
+        return False
+    return True
 
 
 # --- numbers -------------------------------------------------------------------------------------------
