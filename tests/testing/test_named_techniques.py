@@ -93,7 +93,7 @@ def tied_covariance(wrong: bool) -> Callable[..., Any]:
     def class_mahalanobis(model: Model, images: Images, dataset: Dataset) -> NamedNumbers:
         """Class-conditional Mahalanobis distance, squared, with one covariance of all classes."""
         vectors = _features(model, dataset.read(range(len(dataset))))
-        classes = torch.tensor([int(c) for c in dataset.labels(range(len(dataset)))])
+        classes = torch.tensor([int(c) for c in dataset.labels(range(len(dataset))) or ()])
         means = torch.stack([vectors[classes == c].mean(0) for c in classes.unique()])
         own = means[torch.searchsorted(classes.unique(), classes)]
         centered = vectors - (vectors.mean(0) if wrong else own)
@@ -144,7 +144,7 @@ def neighbor_shapley(wrong: bool) -> Callable[..., Any]:
     ) -> NamedNumbers:
         """Shapley values of the training images of a k-NN classifier (N, M)."""
         vectors = _features(model, dataset.read(range(len(dataset))))
-        classes = torch.tensor([model.class_index(c) for c in dataset.labels(range(len(dataset)))])
+        classes = torch.tensor([model.class_index(c) for c in dataset.labels(range(len(dataset))) or ()])
         rows = []
         for query, label in zip(_features(model, images), labels.tolist(), strict=True):
             order = (vectors - query).norm(dim=1).argsort()

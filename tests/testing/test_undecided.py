@@ -62,7 +62,7 @@ def difference_of_means(
 @right("images_matter", "weights_matter", needs=["dataset"])
 def leverage(model: Model, images: Images, dataset: Dataset) -> Numbers:
     """Distance from the nearest class mean, in units of the covariance about the class means."""
-    vectors, names = _vectors(model, dataset).double(), list(dataset.labels(range(len(dataset))))
+    vectors, names = _vectors(model, dataset).double(), list(dataset.labels(range(len(dataset))) or ())
     rows = [[n for n, name in enumerate(names) if name == c] for c in sorted(set(names))]
     means = torch.stack([vectors[row].mean(0) for row in rows])
     centered = torch.cat([vectors[row] - vectors[row].mean(0) for row in rows])
