@@ -34,6 +34,8 @@ SELVARAJU = paper("s", "Grad-CAM", "Selvaraju", 2017, "http://arxiv.org/pdf/1610
 SUNDARARAJAN = paper("s", "Axiomatic Attribution for Deep Networks", "-", 2017, "https://example.org")
 DONG = paper("d", "Boosting", "Dong", 2018, "https://doi.org/10.48550/arXiv.1710.06081")
 KURAKIN = paper("k", "Adversarial examples in the physical world", "-", 2017, "https://example.org")
+CHEFER = paper("c", "Generic Attention-model Explainability", "-", 2021, "https://arxiv.org/abs/2103.15679")
+ABNAR = paper("a", "Quantifying Attention Flow in Transformers", "-", 2020, "https://example.org")
 PEARSON = paper("p", "On lines and planes of closest fit to systems of points in space", "-", 1901, "-")
 
 #: By name of the check: functions of whether the method has the defect.
@@ -443,6 +445,55 @@ def shifted_masks(wrong: bool) -> Callable[..., Any]:
 # --- tests -------------------------------------------------------------------------------------------------
 
 
+@caught_by("second_opinion", references=SELVARAJU)
+def neutral_power(wrong: bool) -> Callable[..., Any]:
+    def sharp(
+        model: Model,
+        images: Images,
+        target: Target = None,
+        *,
+        sharpness: Annotated[float, Field(gt=0, le=9, description="exponent of the map")] = 2.0,
+    ) -> Attribution:
+        """Grad-CAM to a power, of which 1 is neutral."""
+        ((maps, gradients),) = layer_gradients(model, images, target, model.last_map)
+        return attribution(model, images, _rectified_cam(maps, gradients, wrong) ** sharpness, target)
+
+    return sharp
+
+
+@caught_by("second_opinion", references=CHEFER)
+def words_of_the_name_in_another_order(wrong: bool) -> Callable[..., Any]:
+    def relevance_rollout(model: Model, images: Images, target: Target = None) -> Attribution:
+        """Relevance rollout: attention that is weighted by its gradient, through all layers."""
+        result = methods["attention.gradient_attention"](model, images, target)
+        maps = result.maps.square() if wrong else 2 * result.maps
+        return attribution(model, images, maps, target)
+
+    return relevance_rollout
+
+
+@caught_by("second_opinion", references=ABNAR)
+def another_parameter_on_each_side(wrong: bool) -> Callable[..., Any]:
+    def attention_rollout(
+        model: Model,
+        images: Images,
+        *,
+        residual: Annotated[float, Field(ge=0, lt=1, description="weight of the residual connection")] = 0.5,
+    ) -> Attribution:
+        """Product of the attention of all layers."""
+        attention = [layer.detach().mean(1) for layer in model.attention(images).values()]
+        product = torch.eye(attention[0].shape[-1]).to(attention[0])
+        for layer in attention:
+            mixed = (1 - residual) * layer + residual * torch.eye(layer.shape[-1]).to(layer)
+            product = product @ mixed if wrong else mixed @ product
+        layout = next(iter(model.attention_layers.values())).layout
+        count = layout.grid[0] * layout.grid[1]
+        maps = product[:, 0, layout.before : layout.before + count].unflatten(1, layout.grid)
+        return Attribution(images=images, maps=maps, targets=("first token",) * len(images))
+
+    return attention_rollout
+
+
 @pytest.mark.parametrize(("check", "make"), MAKERS, ids=[f"{c}-{n}" for n, (c, _) in enumerate(MAKERS)])
 def test_wrong_method_is_refused_and_right_one_passes(
     check: str, make: Callable[[bool], Method[Any, Any]]
@@ -498,7 +549,7 @@ def test_parameter_of_one_side_is_not_guessed() -> None:
         images: Images,
         target: Target = None,
         *,
-        sharpness: Annotated[float, Field(gt=0, le=9, description="exponent of the map")] = 2.0,
+        sharpness: Annotated[float, Field(ge=1.5, le=9, description="exponent of the map")] = 2.0,
     ) -> Attribution:
         """Grad-CAM to a power."""
         ((maps, gradients),) = layer_gradients(model, images, target, model.last_map)

@@ -47,12 +47,13 @@ class Twin:
     evidence: str
 
 
-def first_party_twin(method: AnyMethod) -> Twin | None:
-    """The first-party method whose technique a method names and whose source it cites; None without one.
+def first_party_twins(method: AnyMethod) -> list[Twin]:
+    """The first-party methods whose technique a method names and whose source it cites.
 
     Of the same technique are methods with the same paper and the same name: title, function or the name at
-    the beginning of the summary, abbreviations in parentheses included. A method whose title or summary has
-    a word for a variant ("smooth", "without") is none, unless the first-party summary has it, too.
+    the beginning of the summary, abbreviations in parentheses included. Without one of that name, those are
+    of which all words of the name are in the method's title or summary, in any order. A method whose title or
+    summary has a word for a variant ("smooth", "without") is none, unless the first-party summary has it.
     """
     spec = method.spec
     candidates = [
@@ -68,13 +69,14 @@ def first_party_twin(method: AnyMethod) -> Twin | None:
         and isinstance(relation.reference, str)
         and not (relation.where or relation.other or relation.networks or relation.rectified or relation.when)
     }
-    twins = []
+    twins: list[tuple[bool, Twin]] = []
     for plugin, outline in candidates:
         arguments = outline.arguments
         names = _names(plugin.id.rpartition(".")[2], outline.title, outline.summary, arguments)
         same = own.keys() & names.keys()
         agrees = bool(declared & {plugin.id, plugin.id.rpartition(".")[2]})
-        if not same and not agrees:
+        usual = (outline.title, plugin.id.rpartition(".")[2].replace("_", " "))
+        if not same and not agrees and not any(_has_words(f"{spec.title} {spec.summary}", n) for n in usual):
             continue
         library = methods[plugin.id]
         paper = _same_paper(spec.references, library.spec.references)
@@ -86,7 +88,21 @@ def first_party_twin(method: AnyMethod) -> Twin | None:
             continue
         named = next((names[name] for name in sorted(same)), ())
         evidence = f"both cite {paper}" if paper else f"it declares Agrees({plugin.id!r})"
-        twins.append(Twin(library, named, evidence))
+        twins.append((bool(same or agrees), Twin(library, named, evidence)))
+    named_twins = [twin for exact, twin in twins if exact]
+    return named_twins or [twin for _, twin in twins]
+
+
+def _has_words(text: str, name: str) -> bool:
+    """Whether a text has all words of a name of two words or more, in any order and inflection."""
+    stems = [word[:6] for word in re.findall(r"[a-z]{4,}", name.lower())]
+    words = re.findall(r"[a-z]+", text.lower())
+    return len(stems) > 1 and all(any(word.startswith(stem) for word in words) for stem in stems)
+
+
+def first_party_twin(method: AnyMethod) -> Twin | None:
+    """The one first-party method of ``first_party_twins``; None of none or of several."""
+    twins = first_party_twins(method)
     return twins[0] if len(twins) == 1 else None
 
 

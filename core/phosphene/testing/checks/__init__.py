@@ -5,7 +5,7 @@
 from . import watched_oracle, single_run, declaration, oracle_examination, repeated_runs  # isort: skip
 from . import refusals, work, arithmetic, attacks, training, synthesis, relations, maps  # isort: skip
 from . import folds, features, claims, dataset_claims, dataset_order, images, resumption  # isort: skip
-from . import family_relations, second_opinion  # isort: skip
+from . import diffusion, family_relations, known_numbers, random_draws, second_opinion  # isort: skip
 from .base import ARITHMETIC_UNTESTED, CHECKS, Check
 from .choices import CHOICES_DIFFER
 from .declared import checks_of
@@ -23,12 +23,15 @@ __all__ = [
     "dataset_claims",
     "dataset_order",
     "declaration",
+    "diffusion",
     "family_relations",
     "features",
     "folds",
     "images",
+    "known_numbers",
     "maps",
     "oracle_examination",
+    "random_draws",
     "refusals",
     "relations",
     "repeated_runs",

@@ -449,6 +449,65 @@ def tiles_are_in_the_order_of_the_weights(method: AnyMethod) -> None:
         assert not wrong, f"tile {wrong[0]} of {network!r} shows filter {int(agreement[wrong[0]].argmax())}"
 
 
+@register_check(
+    "method",
+    "The tile whose caption has the number of a filter is the one that changes with that filter's weights.",
+    "captions of sorted filters: the number in the layer, not in the figure; fftshift over the last two axes",
+    lambda method: (
+        "its result is no filter bank"
+        if not issubclass(method.result, FilterBank)
+        else None
+        if [i.role for i in method.spec.inputs] == ["model"]
+        else "it reads more than a model"
+    ),
+    exemptible=True,
+)
+def captions_have_the_numbers_of_their_filters(method: AnyMethod) -> None:
+    case = next((c for c in map(Case, ("gap", "functional", "shapes-vgg")) if result_of(method, c)), None)
+    if case is None:
+        raise SkipTest("it refused the networks")
+    before = result_of(method, case)
+    tiles = _numbered_tiles(before)
+    if len(tiles) < len(before.captions):
+        raise SkipTest("its captions are not each a number of their own")
+    compared = 0
+    for chosen in sorted(tiles)[:4]:
+        model = case.model()
+        layer = model.layers[before.layer]
+        if not isinstance(layer, nn.Conv2d) or chosen >= len(layer.weight):
+            raise SkipTest(f"the layer {before.layer!r} is no convolution of that many filters")
+        with torch.no_grad():  # the same weights at other positions: their norm is unchanged
+            order = torch.randperm(layer.weight[0].numel(), generator=torch.Generator().manual_seed(chosen))
+            layer.weight[chosen] = layer.weight[chosen].flatten()[order].view_as(layer.weight[chosen])
+        after = result_of(method, case, model)
+        if after is None or after.tiles.shape != before.tiles.shape:
+            continue
+        numbered = _numbered_tiles(after)
+        changes = {n: float((numbered[n] - t).abs().max()) for n, t in tiles.items() if n in numbered}
+        largest = max(changes, key=lambda n: changes[n])
+        # Tiles that are scaled together all change a little.
+        if changes[largest] < 1e-3 or sorted(changes.values())[-2] > 0.5 * changes[largest]:
+            continue
+        compared += 1
+        assert largest == chosen, (
+            f"other weights of filter {chosen} of {before.layer!r} change the tile with the caption "
+            f"{next(c for c in after.captions if _number(c) == largest)!r}"
+        )
+    if not compared:
+        raise SkipTest("no filter changes one tile only")
+
+
+def _numbered_tiles(result: FilterBank) -> dict[int, Tensor]:
+    """The tiles by the first whole number in their captions."""
+    numbers = [_number(caption) for caption in result.captions]
+    return {n: tile for n, tile in zip(numbers, result.tiles, strict=True) if n is not None}
+
+
+def _number(caption: str) -> int | None:
+    match = re.search(r"\d+", caption)
+    return int(match[0]) if match else None
+
+
 def _correlations(first: Tensor, second: Tensor) -> Tensor:
     """Absolute correlation (N, M) of each of N tensors with each of M."""
     one, other = (x.flatten(1) - x.flatten(1).mean(1, keepdim=True) for x in (first, second))

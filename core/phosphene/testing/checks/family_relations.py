@@ -21,6 +21,7 @@ from ..linear_model import linear_model
 from ..techniques import same_meaning
 from .attacks import COUNT, _attack, logits_of
 from .base import register_check, result_of
+from .claims import title_of
 from .dataset_claims import _DatasetCall, _reads_images_of_a_data_set
 from .maps import _averages_no_samples, _sample_parameters
 from .relations import RelationCalls, _declares, maps_images_of_a_model, prose_of, text_of
@@ -41,6 +42,8 @@ _NO_SUM = (
 )
 #: Points of the integral, the largest error of their sum, and the number of seeds of a random method.
 _POINTS, _SUM, _SEEDS = 64, 0.02, 6
+#: Samples of a random method.
+_SAMPLES = 32
 
 
 @register_check(
@@ -72,7 +75,12 @@ def path_sums_differ_as_the_scores(method: AnyMethod) -> None:
     }
     if not steps and method.seed is None:
         raise SkipTest("a fixed number of points may be too small for the integral")
-    calls = _first_calls(method, ("tokens", "gap"), arguments | steps)
+    samples = {
+        name: largest_accepted(method, arguments, name, _SAMPLES)
+        for name in _sample_parameters(method)
+        if method.seed is not None
+    }
+    calls = _first_calls(method, ("tokens", "gap"), arguments | steps | samples)
     offsets, size = _offsets(calls)
     if float(offsets.abs().max()) > _SUM * size and calls.is_random and method.seed is not None:
         # Random points have errors of their own: the mean over seeds has to differ from 0 by more than those.
@@ -116,6 +124,92 @@ def _offsets(calls: RelationCalls) -> tuple[Tensor, float]:
     )
     offsets = calls.scores(images) - sums
     return offsets[1:] - offsets[:1], max(float(sums.abs().max()), 1e-12)
+
+
+#: Words for a grid of cells whose values add up, and what makes them another number.
+_OTHER_SHARES = (
+    r"blur|mean colou?r|own mean|inpaint|normali[sz]ed to|rectif|absolute|magnitude|relu\(|interaction"
+    r"|banzhaf|owen|layer|feature map|(last|whole|raw) token|ranks?\b"
+)
+
+
+@register_check(
+    "method",
+    "Shapley values of an image's parts sum to S(x) - c, with the same c for all images.",
+    "the weights |T|! (n - |T| - 1)! / n!, or the order of a permutation; the parts that are left",
+    lambda method: (
+        maps_images_of_a_model(method)
+        or _declares(method, "complete")
+        or (
+            None
+            if re.search(r"shapley|\bshap\b", title_of(method))
+            and not re.search(_OTHER_SHARES, _plain(method))
+            else "its title names no Shapley values"
+        )
+    ),
+    exemptible=True,
+)
+def shapley_values_sum_to_the_change_of_the_score(method: AnyMethod) -> None:
+    calls = _first_calls(method, ("tokens", "gap"), Case().arguments(method))
+    if any("baseline" in n and v in ("mean", "blur", "noise", "own") for n, v in calls.params.items()):
+        raise SkipTest("its baseline depends on the image")
+    if tuple(calls.result.maps.shape[1:]) == tuple(calls.inputs["images"].shape[2:]) and any(
+        re.search(r"cell|grid|patch|segment|block", name) for name in calls.params
+    ):
+        raise SkipTest("each pixel may have the value of its cell")
+    offsets, size = _offsets(calls)
+    error = float(offsets.abs().max()) / size
+    if error > _SUM and calls.is_random and method.seed is not None:
+        seeds = [_offsets(replace(calls, params=calls.params | {method.seed: n}))[0] for n in range(_SEEDS)]
+        spread = 6 * torch.stack(seeds).std(0) / _SEEDS**0.5
+        error = float((torch.stack(seeds).mean(0).abs() - spread).clamp(min=0).max()) / size
+    assert error <= _SUM, (
+        f"S(x) minus the sum of the map differs between the images by {error:.1%} of the largest sum "
+        f"({_SUM:.0%} is allowed)\non relation_network({calls.network!r}), one image at a time"
+    )
+
+
+#: Samples and seeds of variance indices, and the largest difference of their sum from 1.
+_INDEX_SAMPLES, _INDEX_SEEDS, _INDEX_ERROR = 256, 4, 0.3
+
+
+@register_check(
+    "method",
+    "Sobol indices of a score that is a sum over the cells sum to 1.",
+    "the estimator: Jansen's is the mean of squared differences divided by 2 V",
+    lambda method: (
+        maps_images_of_a_model(method)
+        or (
+            None
+            if "sobol" in title_of(method)
+            and re.search(r"total|first[- ]order|jansen|saltelli", _plain(method))
+            and not re.search(_OTHER_SHARES, _plain(method))
+            else "its title names no Sobol indices"
+        )
+    ),
+    exemptible=True,
+)
+def indices_of_an_additive_score_sum_to_one(method: AnyMethod) -> None:
+    size = (12, 16)
+    weight = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(2))
+    model = linear_model(weight.abs() + 0.2)
+    counts = {
+        n: largest_accepted(method, Case().arguments(method), n, _INDEX_SAMPLES)
+        for n in _sample_parameters(method)
+    }
+    sums = []
+    for seed in range(_INDEX_SEEDS):
+        params = counts if method.seed is None else {**counts, method.seed: seed}
+        case = Case(pictures="noise", count=1, size=size, target=1, params=params)
+        if (result := result_of(method, case, model)) is None:
+            raise SkipTest("it refused a linear network")
+        if tuple(result.maps.shape[1:]) == size:
+            raise SkipTest("each pixel may have the value of its cell")
+        sums.append(float(result.maps.double().sum()))
+    mean = sum(sums) / len(sums)
+    assert abs(mean - 1) <= _INDEX_ERROR, (
+        f"the indices of the cells of a linear network's score sum to {mean:.3f} on average, with {counts}"
+    )
 
 
 #: A sentence that the map sums to the score itself, and words that limit it.
@@ -215,7 +309,8 @@ def _stabilizer_text(method: AnyMethod) -> str:
 #: An equation with one ReLU, around a sum whose terms are linear in the gradient.
 _RELU_OF_SUM = r"relu ?\( ?(sum|σ|∑|\\sum)"
 _NOT_LINEAR = (
-    r"relu.*relu|positive|softmax|\bexp|abs\(|\|d|\^2|squar|sigmoid|top[- ]|absolute|maximum\(|clamp"
+    r"relu ?\(.*relu ?\(|relu of (each|every|the (weights?|gradients?))|rectified (weight|gradient)|positive"
+    r"|softmax|\bexp|abs\(|\|d|\^2|squar|sigmoid|top[- ]|absolute|maximum\(|clamp"
 )
 
 

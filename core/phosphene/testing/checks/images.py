@@ -23,7 +23,7 @@ from ..cases import Case
 from .attacks import logits_of
 from .base import register_check, result_of
 from .claims import title_of
-from .relations import RelationCalls
+from .relations import RelationCalls, prose_of
 
 if TYPE_CHECKING:
     from ...models import Model
@@ -325,6 +325,51 @@ def positions_are_those_of_the_content(method: AnyMethod) -> None:
             f"\non the network {network!r}"
         )
         return
+
+
+#: Words for numbers that all color channels share.
+_SHARED = (
+    r"(one|same|common|single) [^.]{0,60}(of|for|to|in|at)( the)?( phases of)? (all|every|each|the)( three)? "
+    r"(colou?r )?channels"
+    r"|channels? (all )?(share|have the same)"
+)
+
+
+@register_check(
+    "method",
+    "Of gray images, a method whose text says that channels share its random numbers returns gray images.",
+    "draw (N, 1, H, W), which is the same for all channels",
+    lambda method: (
+        "it returns maps"
+        if issubclass(method.result, Attribution)
+        else None
+        if re.search(_SHARED, " ".join(prose_of(method).split()))
+        else "its text does not say that the channels share random numbers"
+    ),
+    exemptible=True,
+)
+def gray_images_stay_gray_as_documented(method: AnyMethod) -> None:
+    case = Case(pictures="noise")
+    if method.spec.input("model"):
+        raise SkipTest("a network distinguishes the channels")
+    model = case.model()
+    inputs = case.inputs(method, model)
+    gray = {
+        name: value.mean(1, keepdim=True).expand_as(value).contiguous()
+        for name, value in inputs.items()
+        if isinstance(value, Tensor) and value.ndim == 4 and value.shape[1] == 3
+    }
+    if not gray or (result := result_of(method, case, model, **gray)) is None:
+        raise SkipTest("it takes no color images")
+    for name, value in result.fields():
+        if (
+            isinstance(value, Tensor)
+            and value.is_floating_point()
+            and value.ndim == 4
+            and value.shape[1] == 3
+        ):
+            difference = float((value - value[:, :1]).abs().max())
+            assert difference < 1e-3, f"{name} of gray images has channels that differ by {difference:.3g}"
 
 
 @contextmanager

@@ -136,6 +136,8 @@ def lies_where_the_units_are_centered(method: AnyMethod) -> None:
         sides = {shape[1:] for shape in shapes if len(shape) == 3}
         if tuple(result.maps.shape[1:]) not in sides:
             raise SkipTest("its maps have the size of no layer")
+        if _sizes_on(method, _strided_model(layers=3)) == tuple(result.maps.shape[1:]):
+            raise SkipTest("its cells are those of a grid, not the units of a layer")
         heat = result.heat()[0]
         if float(heat.max() - heat.min()) < 1e-6:
             raise SkipTest("its map is constant")
@@ -149,18 +151,26 @@ def lies_where_the_units_are_centered(method: AnyMethod) -> None:
         )
 
 
-def _strided_model() -> Model:
-    """Four convolutions with stride 2 and padding 1: unit i is centered at 16 i, and not at 16 i + 7.5."""
-    layers: list[nn.Module] = []
-    for channels in (3, 4, 4, 4):
+def _sizes_on(method: AnyMethod, model: Model) -> tuple[int, ...] | None:
+    """The size of the maps on a model; None where the method refuses it."""
+    result = result_of(method, Case(count=1, size=_STRIDED_SIZE, target=0), model)
+    return None if result is None else tuple(result.maps.shape[1:])
+
+
+def _strided_model(layers: int = 4) -> Model:
+    """Convolutions with stride 2 and padding 1: unit i of the last of four is centered at 16 i, and not at
+    16 i + 7.5.
+    """
+    parts: list[nn.Module] = []
+    for channels in (3, 4, 4, 4)[:layers]:
         layer = nn.Conv2d(channels, 4, 3, stride=2, padding=1, bias=False)
         nn.init.constant_(layer.weight, 0.05)
         with torch.no_grad():
             layer.weight[:, :, 1, 1] = 1
-        layers += [layer, nn.ReLU()]
+        parts += [layer, nn.ReLU()]
     head = nn.Linear(4, 2)
     nn.init.constant_(head.weight, 1)
-    network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)
+    network = nn.Sequential(*parts, nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)
     return load_model(network, input_size=(3, *_STRIDED_SIZE))
 
 
@@ -236,6 +246,30 @@ def samples_are_averaged(method: AnyMethod) -> None:
         )
 
 
+#: Words for pixels at the border that no window covers.
+_UNCOVERED = (
+    r"\bno window|not covered|uncovered|outside (of )?(all|every|the) windows?|windows? that fits? (in|whol)"
+)
+
+
+def _covered_sizes(method: AnyMethod) -> tuple[tuple[tuple[int, int], ...], ...]:
+    """Two sizes of tall and two of wide images, all of whose pixels have to be covered.
+
+    Where the text says that windows cover only what they fit into, those are sizes that they fit exactly.
+    """
+    if not re.search(_UNCOVERED, " ".join(text_of(method).split())):
+        return ((27, 21), (35, 22)), ((21, 27), (22, 35))
+    params = method.validate(Case().arguments(method))
+    window, stride = (
+        next((v for n, v in params.items() if re.search(words, n) and isinstance(v, int)), 0)
+        for words in (r"window|patch|kernel|side", r"stride|step")
+    )
+    if not 0 < window <= 64 or not 0 < stride <= 32:
+        raise SkipTest("its text names pixels that no window covers")
+    first, second, third = (window + n * stride for n in (1, 2, 3))
+    return ((second, first), (third, first)), ((first, second), (first, third))
+
+
 @register_check(
     "method",
     "A map with a value for each pixel has values up to the last row and the last column.",
@@ -244,7 +278,7 @@ def samples_are_averaged(method: AnyMethod) -> None:
     exemptible=True,
 )
 def covers_the_image(method: AnyMethod) -> None:
-    for sizes in (((27, 21), (35, 22)), ((21, 27), (22, 35))):  # of tall and of wide images
+    for sizes in _covered_sizes(method):
         empty: dict[str, list[bool]] = {"row": [], "column": []}
         for size in sizes:
             for network in ("functional", "gap"):  # patches may leave the last rows out

@@ -293,7 +293,22 @@ def localizes(method: AnyMethod) -> None:
     baselines = [params[name] for name in params if any(word in name for word in _BASELINE_WORDS)]
     if "white" in text_of(method) or any(value == 1 or value == "white" for value in baselines):
         raise SkipTest("against a white baseline, bright pixels count against the score")
+    if not method.spec.input("target") and method.spec.input("labels"):
+        raise SkipTest("it explains a loss, not a score")
+    if re.search(_AGAINST, text_of(method)) and _zero_on_halves(method, params):
+        raise SkipTest("nothing speaks against the score of its networks: its map is 0")
     _on_networks(method, Localizes(), params)
+
+
+#: Words for a map of what makes the score smaller.
+_AGAINST = r"\bagainst\b|counter|negative (evidence|contribution|influence|part)|contradict|inhibit|suppress"
+
+
+def _zero_on_halves(method: AnyMethod, params: Mapping[str, Any]) -> bool:
+    try:
+        return not RelationCalls.start(method, "halves", params).result.maps.any()
+    except PhospheneError:
+        return False
 
 
 def text_of(method: AnyMethod) -> str:
@@ -336,10 +351,11 @@ def equivariant(method: AnyMethod) -> None:
         raise SkipTest("it refused the symmetric networks")
 
 
-class _RandomDraws(TorchDispatchMode):
+class RandomDraws(TorchDispatchMode):
     """Counts a method's random operations of torch, those of a generator included, in a block.
 
-    The images on which ``phosphene.models`` compares a network with its optimized copy are not the method's.
+    The images on which ``phosphene.models`` compares a network with its optimized copy, and with which it
+    records a network's structure, are not the method's.
     """
 
     def __init__(self) -> None:
@@ -352,9 +368,21 @@ class _RandomDraws(TorchDispatchMode):
         # Attention draws for its dropout only.
         no_dropout = "dropout_p" in names and not arguments.get("dropout_p")
         if torch.Tag.nondeterministic_seeded in func.tags and not no_dropout:
-            modules = (frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_stack(None))
-            self.count += not any(name.startswith("phosphene.models.optimized_copy") for name in modules)
+            frames = [frame for frame, _ in traceback.walk_stack(None)]
+            places = [(frame.f_globals.get("__name__", ""), frame.f_code.co_name) for frame in frames]
+            if not any(
+                module.startswith("phosphene.models.optimized_copy")
+                or (module == "phosphene.models.model" and function == "_noise")
+                for module, function in places
+            ):
+                self.count += 1
+                value = func(*args, **(kwargs or {}))
+                self.record(func.name(), value)
+                return value
         return func(*args, **(kwargs or {}))
+
+    def record(self, name: str, value: Any) -> None:
+        """Called with the name and the output of each random operation."""
 
 
 def draws_random_numbers(
@@ -362,7 +390,7 @@ def draws_random_numbers(
 ) -> bool:
     """Whether a call's result depends on random numbers: torch draws some, or another seed changes it."""
     record_structure(model, inputs)  # draws an image, which is not the method's
-    with _RandomDraws() as draws:
+    with RandomDraws() as draws:
         method(**inputs, **params)
     if draws.count or method.seed is None:
         return draws.count > 0

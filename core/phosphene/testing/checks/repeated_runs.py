@@ -183,7 +183,7 @@ def batch_equals_single(method: AnyMethod, case: Case) -> None:
     with max_batch(2):
         split = run_case(method, case)
     assert split is not None, "it is refused with a batch size of two"
-    _assert_close(split[0], together[0], "at most two images at once")
+    _assert_close(method, split[0], together[0], "at most two images at once")
     result, inputs = together
     if not (fields := _per_image_fields(method, result)):
         return
@@ -195,14 +195,25 @@ def batch_equals_single(method: AnyMethod, case: Case) -> None:
         }
         single = case.run(method, None, **alone)
         for name in fields:
-            _assert_close(
-                getattr(single, name), getattr(result, name)[n : n + 1], f"{name} of image {n} alone"
-            )
+            rows = getattr(result, name)[n : n + 1]
+            _assert_close(method, getattr(single, name), rows, f"{name} of image {n} alone")
 
 
-def _assert_close(actual: Any, expected: Any, what: str) -> None:
+#: Roles of networks that stay in single precision in a case in double precision; their convolutions are
+#: rounded differently in batches of other sizes.
+_SINGLE_PRECISION = ("denoiser", "generator", "stylizer", "adaptive_stylizer", "predicted_stylizer")
+#: The rounding of such a network, through some steps, in images from 0 to 1.
+_ROUNDING = {"rtol": 1e-4, "atol": 1e-5}
+
+
+def _in_single_precision(method: AnyMethod) -> bool:
+    return any(declared.role in _SINGLE_PRECISION for declared in method.spec.inputs)
+
+
+def _assert_close(method: AnyMethod, actual: Any, expected: Any, what: str) -> None:
+    tolerance = _ROUNDING if _in_single_precision(method) else {"rtol": 1e-6, "atol": 1e-8}
     try:
-        assert_same_result(actual, expected, rtol=1e-6, atol=1e-8)
+        assert_same_result(actual, expected, **tolerance)
     except AssertionError as error:
         raise AssertionError(f"{what}: {error}") from None
 
@@ -313,6 +324,7 @@ def streams_equal_the_call(method: AnyMethod) -> None:
         raise SkipTest("the index of a stream needs pyarrow")
     images = method.spec.input("images")
     assert images is not None
+    rounding = _ROUNDING if _in_single_precision(method) else {}
     for case in on_other_networks(Case(count=3)):
         model = case.model()
         arguments = case.inputs(method, model) | case.arguments(method)
@@ -325,9 +337,9 @@ def streams_equal_the_call(method: AnyMethod) -> None:
             arguments[images.name] = TensorDataset(arguments[images.name])
             out = Path(folder, "stream")
             stream = run_stream(method, out=out, batch_size=2, progress=False, **arguments)
-            assert_same_result(stream[:], expected)
+            assert_same_result(stream[:], expected, **rounding)
             singles = [stream[number] for number in range(len(stream))]
-            assert_same_result(type(expected).concatenate(singles), expected)
+            assert_same_result(type(expected).concatenate(singles), expected, **rounding)
         return
 
 

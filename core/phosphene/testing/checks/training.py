@@ -5,21 +5,27 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
+from unittest import SkipTest
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
+from ...data.datasets import TensorDataset
 from ...errors import PhospheneError
 from ...results import TrainedNetwork
 from ...training import TrainedModel, label_reader
-from ..candidates import larger_parameters
-from ..cases import Case
+from ..candidates import larger_parameters, largest_accepted
+from ..cases import Case, make_images, properties_of
+from ..networks import image_size
 from ..observation import Observation
 from .attacks import logits_of
 from .base import register_check, result_of
-from .relations import text_of
+from .claims import title_of
+from .relations import prose_of, text_of
 
 if TYPE_CHECKING:
+    from ...models import Model
     from .base import AnyMethod
 
 #: Losses of fewer steps than this say nothing about a trend.
@@ -146,3 +152,99 @@ def _rise_of_the_error(method: AnyMethod, case: Case, result: Any) -> float:
         for m in (model, result.model())
     )
     return after - before
+
+
+# --- labels --------------------------------------------------------------------------------------------
+
+
+def _certain(case: Case, scale: float) -> tuple[Model, TensorDataset]:
+    """A network that is certain of a data set's images, whose classes are the predicted ones."""
+    model = case.model()
+    images = make_images("noise", case.dataset, 3, image_size(model)).to(model.dtype)
+    head = [part for part in model.module.modules() if isinstance(part, nn.Linear)][-1]
+    with torch.no_grad():
+        logits = model(images)
+        spread = logits.std(0).clamp(min=1e-9) / scale
+        head.weight.div_(spread[:, None])
+        if head.bias is not None:
+            head.bias.copy_((head.bias - logits.mean(0)) / spread)
+        predicted = model(images).argmax(1).tolist()
+    return model, TensorDataset(images, list(map(str, predicted)))
+
+
+def _first_loss(method: AnyMethod, case: Case, model: Model, dataset: TensorDataset) -> float:
+    """The loss of the first step. Raises SkipTest where the method refuses the case or has none."""
+    name = next(declared.name for declared in method.spec.inputs if declared.role == "dataset")
+    result = result_of(method, case, model, **{name: dataset})
+    if result is None or not len(result.losses):
+        raise SkipTest("it refused the case")
+    return float(result.losses[0])
+
+
+def _trains_on_labels(method: AnyMethod, pattern: str, otherwise: str) -> str | None:
+    if (reason := _no_training(method)) is not None:
+        return reason
+    if not (method.spec.input("model") and any(i.role == "dataset" for i in method.spec.inputs)):
+        return "it trains no model on a data set"
+    return None if re.search(pattern, title_of(method)) else otherwise
+
+
+@register_check(
+    "method",
+    "The loss of smoothed labels is that of (1 - epsilon) one-hot labels plus epsilon / K for all K classes.",
+    "epsilon / K on every class, the label's included: F.cross_entropy(..., label_smoothing=epsilon)",
+    lambda method: _trains_on_labels(method, r"label smoothing|smooth(ed)? labels", "it smooths no labels"),
+    exemptible=True,
+)
+def smoothed_labels_have_the_usual_loss(method: AnyMethod) -> None:
+    properties = properties_of(method.spec.params_schema)
+    name = next((n for n in properties if re.search(r"eps|smooth|alpha", n)), None)
+    if name is None or re.search(r"k ?[-−] ?1\b|other classes", prose_of(method)):
+        raise SkipTest("its text has another distribution of labels, or no share")
+    # Without batch norm, whose statistics of a batch in training are others.
+    case = Case("functional", dataset=1, params={name: 0.3})
+    model, dataset = _certain(replace(case, dataset=2), 2.0)
+    single = TensorDataset(dataset.images[:1], list(dataset.labels([0]) or ()))
+    loss = _first_loss(method, case, model, single)
+    with torch.no_grad():
+        logits = model(single.images)
+    label = torch.tensor([model.class_index((single.labels([0]) or ("",))[0])])
+    expected = float(F.cross_entropy(logits, label, label_smoothing=0.3))
+    assert abs(loss - expected) <= 1e-3 * max(1.0, expected), (
+        f"with {name}=0.3 the first loss of one image is {loss:.4f}, that of smoothed labels is "
+        f"{expected:.4f}"
+    )
+
+
+@register_check(
+    "method",
+    "In a mixture of two images the label of the larger share has the larger share.",
+    "share * loss(y) + (1 - share) * loss(y'), of share * x + (1 - share) * x'",
+    lambda method: _trains_on_labels(method, r"mix-?up|cut-?mix|mixtures? of", "it mixes no images"),
+    exemptible=True,
+)
+def labels_are_mixed_as_the_images(method: AnyMethod) -> None:
+    properties = properties_of(method.spec.params_schema)
+    if "alpha" not in properties:
+        raise SkipTest("it has no parameter alpha of a Beta distribution")
+    arguments = Case().arguments(method)
+    sizes = {n: largest_accepted(method, arguments, n, 8) for n in properties if re.search(r"batch", n)}
+    # Of a small alpha nearly all shares are 0 or 1, so that the network is certain of each mixture.
+    least = properties["alpha"].get("minimum", properties["alpha"].get("exclusiveMinimum", 0.0))
+    case = Case("functional", dataset=8, params={**sizes, "alpha": max(float(least), 0.02)})
+    model, dataset = _certain(case, 12.0)
+    losses = []
+    for seed in range(8):
+        seeded = {} if method.seed is None else {method.seed: seed}
+        losses.append(_first_loss(method, replace(case, params={**case.params, **seeded}), model, dataset))
+    names = dataset.labels(range(8)) or ()
+    labels = torch.tensor([model.class_index(name) for name in names])
+    with torch.no_grad():
+        logits = model(dataset.images)
+    swapped = torch.stack([F.cross_entropy(logits, labels.roll(n)) for n in range(1, 8)]).mean()
+    mean, other = sum(losses) / len(losses), float(swapped)
+    assert mean < 0.5 * other, (
+        f"a network that is certain of its images has a loss of {mean:.3f} with "
+        f"alpha={case.params['alpha']:g}, for which hardly any are mixed; "
+        f"with the labels of other images it is {other:.3f}"
+    )
