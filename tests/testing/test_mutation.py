@@ -393,7 +393,7 @@ def test_method_is_exempt_from_tested_arithmetic_with_a_reason(method_file: Path
     outcome = arithmetic_is_tested(WEAK.replace("oracle=oracle,", exempt), method_file)
     assert (outcome.verdict, outcome.reason) == ("skipped", "exempt: the edge is decoration")
     outcome = arithmetic_is_tested(WEAK.replace("oracle=oracle,", ""), method_file)
-    assert (outcome.verdict, outcome.reason) == ("skipped", "it has neither an oracle nor a relation")
+    assert (outcome.verdict, outcome.reason) == ("skipped", "it has no oracle")
 
 
 def test_tested_arithmetic_is_no_check_of_the_quick_profile() -> None:

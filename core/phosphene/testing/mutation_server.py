@@ -104,10 +104,11 @@ def main() -> None:
         (lambda mutant=mutant: _test_mutant(module, live, mutant, request["file"], tests))
         for mutant in request["mutants"][: _affordable(request, baseline)]
     ]
-    # Ten times what the unchanged method takes: more is an endless loop.
-    tests.seconds = 10 + 10 * baseline["cpu"]
+    # Ten times what the unchanged method takes: more is an endless loop. Less where the time is limited.
+    factor = 10 if request["cpu"] is None else 3
+    tests.seconds = factor * (1 + baseline["cpu"])
     # Each fork compiles again what the oracle compiles at its first run.
-    seconds = 2 + baseline["first_cpu"] + 10 * baseline["oracle_cpu"]
+    seconds = 2 + baseline["first_cpu"] + factor * baseline["oracle_cpu"]
     _run_forks(
         jobs, request["jobs"], seconds, lambda index, reply: _reply(replies, {"index": index, **reply})
     )
