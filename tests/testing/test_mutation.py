@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import json
 import sys
 from collections.abc import Iterator
@@ -13,7 +14,8 @@ from tests.mutation_scores import code_digest, digest_of_source, measured_scores
 
 from phosphene import InputError, UnknownName, methods
 from phosphene.cli.main import main
-from phosphene.testing import mutation_score, mutation_server
+from phosphene.testing import check_method, mutation_score, mutation_server
+from phosphene.testing.kit import Outcome, bound_checks
 from phosphene.testing.mutants import generate_mutants
 
 ROOT = Path(__file__).parents[2]
@@ -75,6 +77,24 @@ FACTOR = 2.0
 def phosphene_methods():
     return [weighted]
 '''
+
+
+#: Without the loop, whose mutants are endless.
+WEAK = METHOD.replace(METHOD[METHOD.index("    steps = 2") : METHOD.index("    return Attribution")], "")
+#: With an oracle that shows every line: two channels, two images, pixels brighter and darker than 0.5.
+RIGHT = (
+    WEAK.replace("view(2, 1, 3, 4)", "view(2, 2, 2, 3)")
+    .replace(
+        "torch.ones(1, 1, 3, 4, dtype=torch.float64) * 0.5",
+        "torch.linspace(0, 1, 24, dtype=torch.float64).view(2, 2, 2, 3)",
+    )
+    .replace(
+        "(maps, 2 * weight[1])",
+        "(maps, 2 * weight[1].sum(0) + torch.tensor([0, 0.125], dtype=torch.float64)[:, None, None])",
+    )
+)
+#: With an oracle that computes what it expects by the method's own function.
+CALLS_THE_HELPER = RIGHT.replace("2 * weight[1].sum(0)", "scale(weight[1:])[0].sum(0)")
 
 
 @pytest.fixture
@@ -333,3 +353,67 @@ def test_checks_from_which_a_method_is_exempt_are_left_out(monkeypatch: pytest.M
     monkeypatch.setattr(mutation_server, "_cases", lambda method: [])
     baseline = mutation_server.Tests([exempt], "all").baseline()
     assert (baseline["plan"], baseline["failing"]) == ([], [])
+
+
+# --- the check of the kit --------------------------------------------------------------------------
+
+
+def arithmetic_is_tested(source: str, file: Path) -> Outcome:
+    """The outcome of the check for the method ``weighted`` of this source."""
+    file.write_text(source)
+    sys.modules.pop(file.stem, None)
+    importlib.invalidate_caches()
+    tested = importlib.import_module(file.stem).weighted
+    (outcome,) = check_method(tested, only=["arithmetic_is_tested"]).outcomes
+    return outcome
+
+
+def test_line_that_the_oracle_does_not_show_is_named(method_file: Path) -> None:
+    outcome = arithmetic_is_tested(WEAK, method_file)
+    assert outcome.verdict == "failed"
+    line = "return (brightest[:, 0] - 0.5).clamp(min=0) * 0.25"
+    number = 1 + [text.strip() for text in WEAK.splitlines()].index(line)
+    assert f"line {number}: {line}\n" in outcome.reason
+    assert "this changes the result of Case(" in outcome.reason
+    assert "FACTOR" not in outcome.reason
+    assert "a parameter other than its default" in outcome.hint
+
+
+def test_function_that_the_oracle_calls_itself_is_named(method_file: Path) -> None:
+    outcome = arithmetic_is_tested(CALLS_THE_HELPER, method_file)
+    assert outcome.verdict == "failed"
+    assert ": return FACTOR * x\n" in outcome.reason
+    assert "this changes the result of the oracle's own call" in outcome.reason
+    assert "or calls scale itself" in outcome.reason
+
+
+def test_oracle_that_shows_every_line_passes(method_file: Path) -> None:
+    outcome = arithmetic_is_tested(RIGHT, method_file)
+    assert outcome.verdict == "passed", str(outcome)
+
+
+def test_method_is_exempt_from_tested_arithmetic_with_a_reason(method_file: Path) -> None:
+    exempt = 'oracle=oracle, exempt={"arithmetic_is_tested": "the edge is decoration"},'
+    outcome = arithmetic_is_tested(WEAK.replace("oracle=oracle,", exempt), method_file)
+    assert (outcome.verdict, outcome.reason) == ("skipped", "exempt: the edge is decoration")
+    outcome = arithmetic_is_tested(WEAK.replace("oracle=oracle,", ""), method_file)
+    assert (outcome.verdict, outcome.reason) == ("skipped", "it has no oracle")
+
+
+def test_tested_arithmetic_is_no_check_of_the_quick_profile() -> None:
+    names = {bound.check.name for bound in bound_checks("saliency", "quick")}
+    assert "arithmetic_is_tested" not in names
+    assert "arithmetic_is_tested" in {bound.check.name for bound in bound_checks("saliency", "ci")}
+
+
+def test_mutants_by_line_begin_with_one_of_each_line(method_file: Path) -> None:
+    every, total = generate_mutants(method_file, ["weighted"])
+    ordered, again = generate_mutants(method_file, ["weighted"], by_line=True)
+    assert again == total
+    assert sorted(m.diff for m in ordered) == sorted(m.diff for m in every)
+    lines = sorted({mutant.line for mutant in every})
+    assert [mutant.line for mutant in ordered[: len(lines)]] == lines
+    # Of a line with both, a number is changed before an argument is left out.
+    first, *rest = [mutant for mutant in ordered if ".clamp(min=0)" in changed_lines(mutant.diff)[0]]
+    assert changed_lines(first.diff)[0].count("0.25") and "clamp(" in changed_lines(first.diff)[1]
+    assert generate_mutants(method_file, ["weighted"], 5, by_line=True)[0] == ordered[:5]

@@ -56,7 +56,7 @@ PROFILES = {
 
 
 #: Checks that start a process or train for long: not in the profile "quick", unless they are named.
-SLOW_CHECKS = frozenset({"same_in_another_process"})
+SLOW_CHECKS = frozenset({"arithmetic_is_tested", "same_in_another_process"})
 
 
 class Outcome(BaseModel):

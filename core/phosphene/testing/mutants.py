@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,14 +63,15 @@ class Mutant:
 
 
 def generate_mutants(
-    file: Path, functions: Sequence[str], limit: int | None = None
+    file: Path, functions: Sequence[str], limit: int | None = None, *, by_line: bool = False
 ) -> tuple[list[Mutant], int]:
     """Mutants of the bodies of these functions and of what they use in the file, and their total number.
 
     ``functions``: names of functions and classes at the top level of the file. ``limit``: at most so many
-    mutants, evenly from all; the same in every call. Not changed are strings, annotations, decorators, raise
-    statements and conditions that guard nothing but one, and the methods of a result that display it, since
-    no check of its numbers runs them.
+    mutants, evenly from all; the same in every call. ``by_line``: instead, one of each line, then another of
+    each, and so on, operators, numbers and functions before arguments left out. Not changed are strings,
+    annotations, decorators, raise statements and conditions that guard nothing but one, and the methods of a
+    result that display it, since no check of its numbers runs them.
 
     Raises MissingExtra without the packages of the extra ``mutation``.
     """
@@ -78,7 +80,7 @@ def generate_mutants(
     names = _reachable_names(source, functions)
     changes = _Changes(names, _imported_names(source), _display_functions(source))
     wrapper.visit(changes)
-    changed = changes.changes
+    changed = _by_line(changes.changes)[:limit] if by_line else changes.changes
     if limit is not None and len(changed) > limit:
         changed = [changed[n * len(changed) // limit] for n in range(limit)]
     mutants = [_build_mutant(file, source, wrapper.module, change) for change in changed]
@@ -92,6 +94,18 @@ class _Change:
     line: int
     statement: int
     function: str
+    #: Whether an argument or a method's call is left out.
+    leaves_out: bool
+
+
+def _by_line(changes: Sequence[_Change]) -> list[_Change]:
+    """The first change of each line, then the second of each, and so on; those that leave out come last."""
+    counts: Counter[int] = Counter()
+    ranks = {}
+    for change in sorted(changes, key=lambda change: change.leaves_out):
+        ranks[id(change)] = counts[change.line]
+        counts[change.line] += 1
+    return sorted(changes, key=lambda change: (ranks[id(change)], change.line))
 
 
 def _build_mutant(file: Path, source: str, module: cst.Module, change: _Change) -> Mutant | None:
@@ -274,11 +288,12 @@ class _Changes(cst.CSTVisitor):
 
     def _change(self, node: cst.CSTNode) -> None:
         replacements = [r for kind, operator in _OPERATORS if isinstance(node, kind) for r in operator(node)]
+        operators = len(replacements)
         if isinstance(node, cst.Call):
             replacements += _change_arguments(node, self._optional)
             if _name(node) not in self.imported:
                 replacements += _drop_method(node)
-        for replacement in replacements:
+        for number, replacement in enumerate(replacements):
             position = self._position(node)
             text = cst.Module([]).code_for_node(replacement)
             if (*position, text) in self._texts:
@@ -286,7 +301,7 @@ class _Changes(cst.CSTVisitor):
             self._texts.add((*position, text))
             statement = self._statements[-1] if self._statements else position[0]
             name = ".".join(self._definitions)
-            self.changes.append(_Change(node, replacement, position[0], statement, name))
+            self.changes.append(_Change(node, replacement, position[0], statement, name, number >= operators))
 
 
 #: Hooks that a plugin implements; they only hand over what the file defines.

@@ -18,6 +18,7 @@ from pydantic import BaseModel, computed_field
 from ..errors import InputError, PluginError, UnknownName
 from ..registry.lookup import methods
 from ..registry.method import Method
+from .cases import DEVICE_VARIABLE
 
 if TYPE_CHECKING:
     from .mutants import Mutant
@@ -35,7 +36,8 @@ class MutantOutcome(BaseModel):
     ``verdict``: "killed" by a failing test or the time limit; "survived"; "explained" where it survived and a
     comment ``# equivalent mutants: reason`` in the source says why. ``test``: the test that failed.
     ``message``: its message, or the explanation. ``crashed``: whether it failed by another error than an
-    assertion.
+    assertion. ``changed``: of ``surviving_changes``, where a result of a survivor differs from the unchanged
+    method's: "the oracle" or a case; "" for nowhere.
     """
 
     line: int
@@ -45,6 +47,7 @@ class MutantOutcome(BaseModel):
     test: str = ""
     message: str = ""
     crashed: bool = False
+    changed: str = ""
 
 
 class MutationReport(BaseModel):
@@ -125,25 +128,62 @@ def mutation_score(
     tested, module, functions = _target(method, [methods[name] for name in by])
     file = Path(str(module.__file__))
     generated, total = generate_mutants(file, functions, mutants)
+    kind: MutationTests = "own" if tests == "all" and len(tested) > 1 else tests
+    return _measure(module, tested, generated, total, tests=kind, jobs=jobs)
+
+
+def surviving_changes(method: Method[..., Any], *, mutants: int, seconds: float) -> MutationReport:
+    """A method's oracle, invariants and relations on mutants, evenly from its lines; survivors are compared.
+
+    The results of a mutant that survives are compared with the unchanged method's, in the oracle's calls and
+    on a few cases: a difference shows that it computes something else.
+
+    mutants: at most so many, and no more than take about ``seconds`` of CPU time.
+
+    Raises MissingExtra without the extra ``mutation``, PluginError where the tests do not run.
+    """
+    from .mutants import generate_mutants
+
+    (tested,), module, functions = _target(method, [])
+    generated, total = generate_mutants(Path(str(module.__file__)), functions, mutants, by_line=True)
+    return _measure(module, [tested], generated, total, tests="own", seconds=seconds)
+
+
+def _measure(
+    module: Any,
+    tested: list[Method[..., Any]],
+    generated: Sequence[Mutant],
+    total: int,
+    *,
+    tests: MutationTests,
+    jobs: int | None = None,
+    seconds: float | None = None,
+) -> MutationReport:
+    file = Path(str(module.__file__))
     report = MutationReport(
         file=_shortened(file), methods=[m.spec.name for m in tested], total=total, outcomes=[]
     )
     if not generated:
         return report
-    replies = _serve(
-        module.__name__,
-        tested,
-        file,
-        generated,
-        jobs or len(os.sched_getaffinity(0)),
-        "own" if tests == "all" and len(tested) > 1 else tests,
-    )
+    request = {
+        "path": sys.path,
+        "module": module.__name__,
+        "file": str(file),
+        "methods": [(inspect.unwrap(m).__module__, inspect.unwrap(m).__name__) for m in tested],
+        "functions": sorted({mutant.function.partition(".")[0] for mutant in generated}),
+        "mutants": [{"function": mutant.function, "source": mutant.source} for mutant in generated],
+        "tests": tests,
+        "seconds": BASELINE_SECONDS,
+        "cpu": seconds,
+        "jobs": jobs or len(os.sched_getaffinity(0)),
+    }
+    replies = _serve(request)
     baseline = next(replies)
-    if "cpu" not in baseline:
+    if "failing" not in baseline:
         raise PluginError(f"{report.file}: the tests of the unchanged method do not run: {baseline}")
     outcomes = {reply["index"]: _outcome(generated[reply["index"]], reply) for reply in replies}
     report.failing = baseline["failing"]
-    report.outcomes = [outcomes[index] for index in range(len(generated))]
+    report.outcomes = [outcomes[index] for index in sorted(outcomes)]
     return report
 
 
@@ -160,7 +200,7 @@ def _outcome(mutant: Mutant, reply: dict[str, Any]) -> MutantOutcome:
         return outcome.model_copy(update=reply | {"index": None})
     if mutant.explanation:
         return outcome.model_copy(update={"verdict": "explained", "message": mutant.explanation})
-    return outcome.model_copy(update={"verdict": "survived"})
+    return outcome.model_copy(update={"verdict": "survived", "changed": reply.get("changed", "")})
 
 
 # --- which methods and functions -------------------------------------------------------------
@@ -230,28 +270,11 @@ def _imported_files(path: Path, root: Path) -> set[Path]:
 # --- the process that runs the tests ----------------------------------------------------------
 
 
-def _serve(
-    module: str,
-    tested: Sequence[Method[..., Any]],
-    file: Path,
-    generated: Sequence[Mutant],
-    jobs: int,
-    tests: MutationTests,
-) -> Iterator[dict[str, Any]]:
+def _serve(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """The replies of a ``mutation_server``: the unchanged method's first, then the mutants' as they end."""
-    request = {
-        "path": sys.path,
-        "module": module,
-        "file": str(file),
-        "methods": [(inspect.unwrap(m).__module__, inspect.unwrap(m).__name__) for m in tested],
-        "functions": sorted({mutant.function.partition(".")[0] for mutant in generated}),
-        "mutants": [{"function": mutant.function, "source": mutant.source} for mutant in generated],
-        "tests": tests,
-        "seconds": BASELINE_SECONDS,
-        "jobs": jobs,
-    }
     command = [sys.executable, "-m", "phosphene.testing.mutation_server"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    environment.pop(DEVICE_VARIABLE, None)  # each fork would start CUDA anew
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
     ) as server:
@@ -259,11 +282,11 @@ def _serve(
         try:
             json.dump(request, server.stdin)
             server.stdin.close()
-            count = 0
             for line in server.stdout:
-                count += 1
                 yield json.loads(line)
+            if code := server.wait():
+                raise PluginError(
+                    f"the process that tests mutants of {request['file']} ended with code {code}"
+                )
         finally:
             server.kill()
-    if count != 1 + len(generated) and server.returncode not in (0, None):
-        raise PluginError(f"the process that tests mutants of {file} ended with code {server.returncode}")

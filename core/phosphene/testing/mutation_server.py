@@ -27,8 +27,10 @@ import torch
 
 from .cases import Case, fixed_cases
 from .checks import CHECKS, CHOICES_DIFFER, checks_of
+from .checks.oracle_calls import record_calls, recorded_calls
 from .kit import run_check
 from .observation import observe
+from .projections import Projections, differ, projections
 
 if TYPE_CHECKING:
     from ..registry.method import Method
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
 MANNERS = frozenset(
     {
         "answers",
+        "arithmetic_is_tested",
         "clean_after_errors",
         "concurrent_runs_equal",
         "documented",
@@ -64,6 +67,11 @@ MANNERS = frozenset(
 )
 #: Checks of a single run use this many cases, checks that run a method several times one.
 MOST_CASES = 9
+#: Cases on which the results of mutants that survive are compared with the unchanged method's.
+MOST_COMPARED = 6
+#: Where only a part of the mutants fits into the CPU time, so many run: few steps, so that the time that the
+#: unchanged method takes, which is not the same in each run, seldom changes the number.
+STEPS = (64, 48, 32, 24, 16, 12)
 #: Real time after which a test that waits is ended.
 MOST_SECONDS = 3600
 #: Bytes that a test may use beside those of this process.
@@ -79,10 +87,10 @@ def main() -> None:
     torch.set_num_threads(1)
     module = importlib.import_module(request["module"])
     tested = [getattr(importlib.import_module(name), attribute) for name, attribute in request["methods"]]
-    tests = Tests(tested, request["tests"])
+    tests = Tests(tested, request["tests"], request["cpu"])
     (baseline,) = _run_forks([tests.baseline], 1, request["seconds"], lambda index, reply: None)
     _reply(replies, baseline)
-    if baseline.get("error") or baseline.get("killed"):
+    if "cpu" not in baseline:
         return
     for name in baseline["imported"]:  # once here instead of in each fork
         try:
@@ -90,18 +98,31 @@ def main() -> None:
         except Exception:
             continue
     tests.plan = baseline["plan"]
+    tests.results = baseline["results"]
     live = {name: list(_functions_of(module, name)) for name in request["functions"]}
     jobs = [
         (lambda mutant=mutant: _test_mutant(module, live, mutant, request["file"], tests))
-        for mutant in request["mutants"]
+        for mutant in request["mutants"][: _affordable(request, baseline)]
     ]
-    # Ten times what the unchanged method takes: more is an endless loop.
-    tests.seconds = 10 + 10 * baseline["cpu"]
+    # Ten times what the unchanged method takes: more is an endless loop. Less where the time is limited.
+    factor = 10 if request["cpu"] is None else 3
+    tests.seconds = factor * (1 + baseline["cpu"])
     # Each fork compiles again what the oracle compiles at its first run.
-    seconds = 2 + baseline["first_cpu"] + 10 * baseline["oracle_cpu"]
+    seconds = 2 + baseline["first_cpu"] + factor * baseline["oracle_cpu"]
     _run_forks(
         jobs, request["jobs"], seconds, lambda index, reply: _reply(replies, {"index": index, **reply})
     )
+
+
+def _affordable(request: Mapping[str, Any], baseline: Mapping[str, Any]) -> int:
+    """How many mutants fit into the request's CPU time: each runs the oracle, one in three the rest."""
+    count, limit = len(request["mutants"]), request["cpu"]
+    if limit is None:
+        return count
+    mutant = 0.05 + baseline["oracle_cpu"] + baseline["rest_cpu"] / 3
+    if count * mutant <= limit:
+        return count
+    return next((step for step in STEPS if step * mutant <= limit), 0)
 
 
 def _reply(replies: IO[str], reply: Mapping[str, Any]) -> None:
@@ -116,15 +137,24 @@ def _test_mutant(
     return tests.first_failure()
 
 
+#: The index of a case, or -1 for the oracle's calls; projections of the unchanged results; and the checks of
+#: a single run, by index, that pass on the case.
+UnchangedResults = tuple[int, list[Projections], list[int]]
+
+
 class Tests:
     """The oracles of some methods, then their invariants, relations and checks of the kit on a few cases.
 
     ``kind``: "all" of these; "own", without the kit's checks, on one case each; "oracle", the oracles alone.
     """
 
-    def __init__(self, methods: Sequence[AnyMethod], kind: MutationTests) -> None:
+    def __init__(self, methods: Sequence[AnyMethod], kind: MutationTests, limit: float | None = None) -> None:
         self.methods = methods
         self.kind = kind
+        #: CPU time for all mutants; the results of those that survive are then compared with the unchanged
+        #: method's.
+        self.limit = limit
+        self.results: list[UnchangedResults] = []
         #: Limit of CPU time after the oracles.
         self.seconds = 0.0
         #: (method, check, case) by index, as far as they pass without a mutant.
@@ -137,20 +167,23 @@ class Tests:
         """Which tests pass without a mutant, their CPU time and the modules that they import."""
         before, cpu = set(sys.modules), time.process_time()
         failing, plan = [], []
-        oracles = [method.spec.oracle for method in self.methods if method.spec.oracle is not None]
         for method in self.methods:
             try:
                 if method.spec.oracle is None:
                     failing.append(f"{method.spec.name} has no oracle")
                 else:
-                    method.spec.oracle()
+                    _run_oracle(method)
             except Exception as error:
                 failing.append(f"the oracle of {method.spec.name}: {_first_line(error)}")
         first_cpu = time.process_time() - cpu
+        if self.limit is not None and any(failure.startswith("the oracle of") for failure in failing):
+            return {"failing": failing}
+        if self.limit is not None and first_cpu * STEPS[-1] > 2 * self.limit:
+            return {"failing": [f"its oracle takes {first_cpu:.0f} s of CPU time"]}
         if not failing:  # again, without the time of imports
             cpu = time.process_time()
-            for oracle in oracles:
-                oracle()
+            for method in self.methods:
+                _run_oracle(method)
         oracle_cpu = time.process_time() - cpu
         for number, method in enumerate(self.methods if self.kind != "oracle" else ()):
             accepted = [index for index, _ in enumerate(_cases(method)) if self._is_accepted(number, index)]
@@ -164,31 +197,91 @@ class Tests:
                         plan.append((number, index, case))
                     else:
                         failing.append(f"{check.name} of {method.spec.name}: {failure}")
+        rest_cpu = time.process_time() - cpu - oracle_cpu
+        results, results_cpu = self._unchanged_results() if self.limit is not None else ([], 0.0)
         return {
             "failing": failing,
             "plan": plan,
             "first_cpu": first_cpu,
             "oracle_cpu": oracle_cpu,
+            "rest_cpu": rest_cpu + results_cpu,
             "cpu": time.process_time() - cpu,
             "imported": sorted(set(sys.modules) - before),
+            "results": results,
         }
+
+    def _unchanged_results(self) -> tuple[list[UnchangedResults], float]:
+        """Those of the oracle's calls (-1) and of the first cases, by index, that are accepted and the same
+        when they are computed again; and the CPU time of one run of each.
+        """
+        method, results, cpu = self.methods[0], [], 0.0
+        for index in range(-1, len(_compared_cases(method))):
+            rows, before = self._results(index), time.process_time()
+            again = self._results(index)
+            cpu += time.process_time() - before
+            if not isinstance(rows, str) and not isinstance(again, str) and not _differ(rows, again):
+                passing = [
+                    number
+                    for number, check in enumerate(_checks(method) if index >= 0 else ())
+                    if check.on in ("observation", "run")
+                    and check.reason_to_skip(method) is None
+                    and self._failure_on(index, number) is None
+                ]
+                results.append((index, rows, passing))
+            if len(results) > MOST_COMPARED:
+                break
+        return results, cpu
+
+    def _results(self, index: int) -> list[Projections] | str:
+        """Projections of the results of the oracle's calls (-1) or of a case; or the error."""
+        (method,) = self.methods
+        try:
+            if index >= 0:
+                case = _compared_cases(method)[index]
+                return [projections(case.run(method, case.model(recorded=False)))]
+            with record_calls(method):
+                _run_oracle(method)
+            return [projections(call.result) for call in recorded_calls(method)]
+        except Exception as error:
+            return f"{type(error).__name__}: {_first_line(error)}"
+
+    def _changed_result(self) -> dict[str, Any]:
+        """Where a result of a mutant that survives differs: in the oracle, on a case, or nowhere."""
+        method = self.methods[0]
+        for index, unchanged, passing in self.results:
+            rows = self._results(index)
+            if isinstance(rows, str):
+                return {"test": "answers", "message": rows, "crashed": True}
+            if _differ(rows, unchanged):
+                for number in passing:
+                    if failure := self._failure_on(index, number):
+                        return {"test": _checks(method)[number].name, "message": failure, "crashed": False}
+                case = "the oracle" if index < 0 else repr(_compared_cases(method)[index])
+                return {"test": None, "changed": case}
+        return {"test": None}
+
+    def _failure_on(self, index: int, number: int) -> str | None:
+        """The message of a check of a single run that fails on a compared case; None if it passes."""
+        method = self.methods[0]
+        return _failure(
+            method, _checks(method)[number], _compared_cases(method)[index], self._observations[0]
+        )
 
     def first_failure(self) -> dict[str, Any]:
         """The first test that fails, by name and message; ``{"test": None}`` if the mutant survives."""
         for method in self.methods:
-            if method.spec.oracle is not None:
-                try:
-                    method.spec.oracle()
-                except Exception as error:
-                    crashed = not isinstance(error, AssertionError)
-                    return {"test": "oracle", "message": _first_line(error), "crashed": crashed}
+            try:
+                _run_oracle(method)
+            except Exception as error:
+                crashed = not isinstance(error, AssertionError)
+                return {"test": "oracle", "message": _first_line(error), "crashed": crashed}
         _limit_cpu(self.seconds)
         for number, index, case in self.plan:
             failure = self._failure(number, index, case)
             if failure is not None:
                 name = _checks(self.methods[number])[index].name
                 return {"test": name, "message": failure, "crashed": "it raised " in failure}
-        return {"test": None}
+        return self._changed_result() if self.limit is not None else {"test": None}
 
     def _is_accepted(self, number: int, index: int) -> bool:
         method, observations = self.methods[number], self._observations[number]
@@ -203,15 +296,29 @@ class Tests:
     def _failure(self, number: int, index: int, case: int) -> str | None:
         """The message of a check that fails on a case; None if it passes."""
         method = self.methods[number]
-        try:
-            accepted = run_check(
-                _checks(method)[index], method, _cases(method)[case], self._observations[number]
-            )
-        except AssertionError as error:
-            return _first_line(error)
-        except SkipTest:
-            return None  # undecided, as for the unchanged method
-        return None if accepted else "the case is refused"
+        return _failure(method, _checks(method)[index], _cases(method)[case], self._observations[number])
+
+
+def _failure(
+    method: AnyMethod, check: Check, case: Case, observations: dict[Case, Observation]
+) -> str | None:
+    try:
+        accepted = run_check(check, method, case, observations)
+    except AssertionError as error:
+        return _first_line(error)
+    except SkipTest:
+        return None  # undecided, as for the unchanged method
+    return None if accepted else "the case is refused"
+
+
+def _run_oracle(method: AnyMethod) -> None:
+    torch.manual_seed(0)  # an oracle may draw its inputs, which are then those of every mutant
+    if method.spec.oracle is not None:
+        method.spec.oracle()
+
+
+def _differ(one: list[Projections], other: list[Projections]) -> bool:
+    return len(one) != len(other) or any(map(differ, one, other))
 
 
 @functools.cache
@@ -232,6 +339,14 @@ def _cases(method: AnyMethod) -> list[Case]:
     choices = [case for case in fixed_cases(method, all_pairs=False) if case.params]
     plain = [Case(), Case("functional", "noise"), Case("flat")]
     return [*plain, *choices][:MOST_CASES]
+
+
+@functools.cache
+def _compared_cases(method: AnyMethod) -> list[Case]:
+    """Two networks, an odd size, and choices of parameters; the others for methods that refuse these."""
+    every = fixed_cases(method, all_pairs=False)
+    first = [Case(), Case("functional", "noise"), Case(pictures="noise", count=3, size=(21, 27))]
+    return list(dict.fromkeys([*first, *[case for case in every if case.params][:4], *every]))
 
 
 def _first_line(error: BaseException) -> str:

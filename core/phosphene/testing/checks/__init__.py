@@ -6,6 +6,7 @@ from . import watched_oracle, single_run, declaration, oracle_examination, repea
 from . import refusals, work, arithmetic, attacks, training, synthesis, relations, maps  # isort: skip
 from . import folds, features, claims, dataset_claims, dataset_order, images, resumption  # isort: skip
 from . import diffusion, family_relations, known_numbers, random_draws, second_opinion  # isort: skip
+from . import tested_arithmetic  # isort: skip
 from .base import ARITHMETIC_UNTESTED, CHECKS, Check
 from .choices import CHOICES_DIFFER
 from .declared import checks_of
@@ -39,6 +40,7 @@ __all__ = [
     "second_opinion",
     "single_run",
     "synthesis",
+    "tested_arithmetic",
     "training",
     "watched_oracle",
     "work",
