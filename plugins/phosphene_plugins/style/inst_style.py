@@ -10,7 +10,15 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from phosphene import InputError, Reference, fork_random_state, hookimpl, method, progress_bar
+from phosphene import (
+    DivergenceError,
+    InputError,
+    Reference,
+    fork_random_state,
+    hookimpl,
+    method,
+    progress_bar,
+)
 from phosphene.generative import Denoiser
 from phosphene.hooks import guard
 from phosphene.roles import Content, Seed, Styles
@@ -329,6 +337,7 @@ def inst_style(
         the styles, ``tokens`` (n, D) the words' input embeddings, ``fit_losses`` (fit_steps,), ``text``.
 
     Raises:
+        DivergenceError: samples that are not finite, since the learned words lie too far from any text.
         InputError: images with other channels than the model's, a text without ``*``, or a model that
             learns no words.
 
@@ -386,6 +395,11 @@ def inst_style(
                     eps = with_words.eps(signal * x_0 + level * noise, times[-1])
                     z = signal * x_0 + level * eps
                 z = ddim(denoiser, predict, z, times[::-1], "Sampling")
+                if not z.isfinite().all():
+                    raise DivergenceError(
+                        f"the samples with the learned words are no longer finite: lower lr (now {lr:g}), "
+                        f"fit_steps (now {fit_steps}) or guidance (now {guidance:g})"
+                    )
                 stylized.append(decode_cropped(denoiser, z, image).clamp(0, 1))
     return LearnedStylization(
         images=images,

@@ -9,7 +9,7 @@ import pytest
 import torch
 from tests.tiny_pipelines import write_pipeline
 
-from phosphene import InputError, run
+from phosphene import DivergenceError, InputError, run
 from phosphene.generative import load_pipeline
 from phosphene_plugins.vision_language._color_words import WORDS, ColorWords
 
@@ -74,3 +74,9 @@ def test_a_model_that_learns_no_words_is_refused() -> None:
         run("inst_style", images="builtin:scenes/1", text_denoiser=Fixed())
     with pytest.raises(InputError, match="takes 3 channels, the images have 1"):
         run("inst_style", images=torch.rand(1, 1, 16, 16), styles="builtin:swirls")
+
+
+def test_words_too_far_from_any_text_are_an_error() -> None:
+    images = torch.rand(2, 3, 24, 24, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(DivergenceError, match=r"lower lr \(now 1\), fit_steps \(now 3\)"):
+        run("inst_style", images=images, styles=images, lr=1, fit_steps=3, steps=2, seed=7)
