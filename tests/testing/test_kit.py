@@ -20,6 +20,7 @@ from phosphene.roles import Images
 from phosphene.testing import Case, check, check_method, parametrize_with_checks
 from phosphene.testing.checks import CHECKS
 from phosphene.testing.kit import Examination, Outcome
+from phosphene.testing.observation import Observations, observe
 
 FOLDER = Path(__file__).parent
 #: "quick", or "ci" in ``make test-nightly``.
@@ -129,6 +130,17 @@ def test_network_from_whose_output_no_input_can_be_made_is_refused(name: str) ->
     """The sample of a data set needs the number of classes, which this output does not tell."""
     if CHECKS[name].reason_to_skip(methods["part_importance"]) is None:
         check(methods["part_importance"], name, Case("rows", count=1))
+
+
+def test_large_results_are_not_all_stored() -> None:
+    gradient, observations = by_name("plain_gradient"), Observations(most=40_000)  # 9,216 an image
+    cases = [Case(count=count) for count in (1, 2, 3, 4)]
+    for case in cases:
+        observations[case] = observe(gradient, case)
+    assert list(observations) == cases[3:]
+    large = Case(count=20)
+    observations[large] = observe(gradient, large)
+    assert list(observations) == [large], "the newest is needed"
 
 
 def test_side_effects_of_importing_a_library_are_ignored(

@@ -22,7 +22,7 @@ from ..graceful_stop import Terminated
 from ..registry.lookup import methods
 from .cases import Case, drawn_cases, fixed_cases
 from .checks import ARITHMETIC_UNTESTED, Check, checks_of
-from .observation import Observation, observe
+from .observation import Observation, Observations, observe
 
 if TYPE_CHECKING:
     from ..registry.method import Method
@@ -187,7 +187,7 @@ class Examination:
 
     name_or_method: str | AnyMethod
     profile: str = "ci"
-    observations: dict[Case, Observation] = field(default_factory=dict, repr=False)
+    observations: Observations = field(default_factory=Observations, repr=False)
     #: The cases that hypothesis draws, by their number: the same ones for every check.
     drawn: dict[int, list[Case]] = field(default_factory=dict, repr=False)
     #: The cases that passed the checks which run them, by check, and whether the method accepted them.

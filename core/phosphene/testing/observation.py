@@ -74,6 +74,24 @@ class Observation:
             return torch.cat([view(images[n : n + 1]) for n, view in enumerate(views)])
 
 
+class Observations(dict["Case", "Observation"]):
+    """Observations by case; the oldest are dropped where all results together need more than ``most`` bytes."""
+
+    def __init__(self, most: int = 2**31) -> None:
+        super().__init__()
+        self._most, self._bytes = most, 0
+
+    def __setitem__(self, case: Case, observation: Observation) -> None:
+        super().__setitem__(case, observation)
+        self._bytes += _result_bytes(observation)
+        while self._bytes > self._most and len(self) > 1:
+            self._bytes -= _result_bytes(self.pop(next(iter(self))))
+
+
+def _result_bytes(observation: Observation) -> int:
+    return sum(tensor.nbytes for _, tensor in tensors_in(observation.result))
+
+
 def observe(method: Method[..., Any], case: Case) -> Observation:
     """Run a case once and record everything observable about it."""
     imported = set(sys.modules)
