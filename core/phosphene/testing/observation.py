@@ -75,7 +75,7 @@ class Observation:
 
 
 class Observations(dict["Case", "Observation"]):
-    """Observations by case; the oldest are dropped where all results together need more than ``most`` bytes."""
+    """Observations by case; the oldest are dropped where all results need more than ``most`` bytes."""
 
     def __init__(self, most: int = 2**31) -> None:
         super().__init__()
