@@ -41,7 +41,8 @@ def certificates_have_their_closed_forms() -> None:
     assert [name for name, spine in axes.spines.items() if spine.get_visible()] == ["left", "bottom"]
     # Two rows of four, of which the last three stay empty.
     assert [len(axis.images) for axis in left.axes] == [1, 1, 1, 1, 1, 0, 0, 0]
-    assert [axis.get_title(loc="left") for axis in left.axes[:5]] == [panel.title for panel in panels]
+    drawn = [axis.get_title(loc="left") for axis in left.axes[:5]]
+    assert drawn == [panel.title.replace(": ", "\n") for panel in panels]
     assert not any(axis.axison for axis in left.axes) and figure.get_figheight() == 3
     assert abs(left.bbox.width / right.bbox.width - 1.2) < 1e-6
     image = resize(panels[4].image, (96, 96))
@@ -50,7 +51,7 @@ def certificates_have_their_closed_forms() -> None:
     # Of 25 images twelve; a radius of 0 that is not abstained from, or no proven prediction, ends at 1.
     many: Any = _certificates([n / 8 for n in range(25)], torch.float64).draw()
     drawn = [axis.get_title(loc="left") for axis in many.subfigs[0].axes]
-    assert len(drawn) == 12 and drawn[1:3] == ["class 0: l2 0.25", "class 0: l2 0.5"]
+    assert len(drawn) == 12 and drawn[1:3] == ["class 0\nl2 0.25", "class 0\nl2 0.5"]
     assert many.get_figheight() == 1.35 * 3
     for abstained, values in ((True, [0.0]), (False, [1.0, 0.0])):
         lone: Any = _certificates([0.0], torch.float64, abstained).draw()
