@@ -51,8 +51,8 @@ class Sources:
     def _parsed(self, module: str) -> ast.Module:
         path = self.core.joinpath(*module.split("."))
         # A stub says what a package exports where there is one; only packages have one.
-        found = (path / "__init__.pyi", path / "__init__.py", path.with_suffix(".py"))
-        return _syntax_tree(next(file for file in found if file.is_file()).read_text())
+        files = (path / "__init__.pyi", path / "__init__.py", path.with_suffix(".py"))
+        return _syntax_tree(next(file for file in files if file.is_file()).read_text())
 
     def names(self, module: str) -> dict[str, str]:
         """The public names of a module, each with the module that defines it."""

@@ -463,13 +463,13 @@ def sorted_filters(wrong: bool) -> Callable[..., Any]:
         layer = next(n for n, part in model.layers.items() if isinstance(part, nn.Conv2d))
         weights = model.layers[layer].weight.detach().clone()  # type: ignore[operator, union-attr]
         order = weights.flatten(1).norm(dim=1).argsort(descending=True)
-        shown = weights[order].mean(1, keepdim=True).expand(-1, 3, -1, -1)
-        low, high = shown.amin((1, 2, 3), keepdim=True), shown.amax((1, 2, 3), keepdim=True)
+        drawn = weights[order].mean(1, keepdim=True).expand(-1, 3, -1, -1)
+        low, high = drawn.amin((1, 2, 3), keepdim=True), drawn.amax((1, 2, 3), keepdim=True)
         numbers = range(len(order)) if wrong else order.tolist()
         return FilterBank(
             layer=layer,
             weights=weights[order],
-            tiles=(shown - low) / (high - low).clamp(min=1e-9),
+            tiles=(drawn - low) / (high - low).clamp(min=1e-9),
             captions=tuple(f"filter {n}" for n in numbers),
         )
 

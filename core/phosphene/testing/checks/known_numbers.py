@@ -105,8 +105,8 @@ FEATURE_NUMBERS: tuple[tuple[str, str, bool, Reference], ...] = (
 
 def _entry(method: AnyMethod) -> tuple[str, str, bool, Reference] | None:
     title, text = title_of(method), text_of(method)
-    found = [row for row in FEATURE_NUMBERS if re.search(row[0], title) and not re.search(row[1], text)]
-    return found[0] if len(found) == 1 else None
+    rows = [row for row in FEATURE_NUMBERS if re.search(row[0], title) and not re.search(row[1], text)]
+    return rows[0] if len(rows) == 1 else None
 
 
 def _reads_a_model_and_a_data_set(method: AnyMethod) -> str | None:
