@@ -18,6 +18,7 @@ from phosphene.graceful_stop import Terminated
 from phosphene.results import Attribution
 from phosphene.roles import Images
 from phosphene.testing import Case, check, check_method, parametrize_with_checks
+from phosphene.testing.cases import _of_small_images, properties_of
 from phosphene.testing.checks import CHECKS
 from phosphene.testing.kit import Examination, Outcome
 from phosphene.testing.observation import Observations, observe
@@ -130,6 +131,15 @@ def test_network_from_whose_output_no_input_can_be_made_is_refused(name: str) ->
     """The sample of a data set needs the number of classes, which this output does not tell."""
     if CHECKS[name].reason_to_skip(methods["part_importance"]) is None:
         check(methods["part_importance"], name, Case("rows", count=1))
+
+
+def test_images_of_drawn_cases_are_small() -> None:
+    schemas = properties_of(methods["maco"].spec.params_schema)
+    bounds = [
+        (b["minimum"], b["maximum"]) for b in _of_small_images(schemas["size"])["anyOf"] if "maximum" in b
+    ]
+    assert bounds == [(8, 96)]
+    assert _of_small_images(schemas["steps"]) is schemas["steps"]
 
 
 def test_large_results_are_not_all_stored() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
@@ -32,6 +33,8 @@ IMAGE_KINDS = ("scenes", "noise", "flat", "binary", "black")
 DEVICE_VARIABLE = "PHOSPHENE_DEVICE"
 #: Cases of more forward and backward passes than this are too slow to be drawn.
 MOST_PASSES = 600
+#: The largest number of pixels that is drawn for a parameter, such as the side of an image.
+LARGEST_SIDE = 96
 #: Images in the data set of a case.
 DATASET_SIZE = 6
 
@@ -268,7 +271,7 @@ def drawn_cases(method: Method[..., Any]) -> st.SearchStrategy[Case]:
                         _values_near(method.spec.quick.get(name, schema.get("default")), schema)
                     )
                 else:
-                    strategy = values(schema)
+                    strategy = values(_of_small_images(schema))
                 params[name] = draw(strategy)
         case = Case(
             network=network,
@@ -284,6 +287,24 @@ def drawn_cases(method: Method[..., Any]) -> st.SearchStrategy[Case]:
         return case
 
     return draw_case()
+
+
+def _of_small_images(schema: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The schema of a number of pixels with a maximum of ``LARGEST_SIDE``; any other one unchanged.
+
+    Sides of thousands of pixels, as a method may allow them, need gigabytes and minutes.
+    """
+    if not re.search(r"\bpixels?\b", schema.get("description", "")):
+        return schema
+
+    def limited(branch: Mapping[str, Any]) -> Mapping[str, Any]:
+        if branch.get("type") != "integer" or branch.get("maximum", 0) <= LARGEST_SIDE:
+            return branch
+        return {**branch, "maximum": max(LARGEST_SIDE, branch.get("minimum", 0))}
+
+    if "anyOf" in schema:
+        return {**schema, "anyOf": [limited(branch) for branch in schema["anyOf"]]}
+    return limited(schema)
 
 
 def properties_of(schema: Mapping[str, Any]) -> dict[str, Any]:
