@@ -111,14 +111,19 @@ def propagate(model: Model, inputs: BoundTensor) -> Any:
     """The bounds on the logits for bounds on the normalized pixels.
 
     Raises ModelError for a model behind a defense, an operation without a rule, and a network whose output
-    holds no logits (N, K).
+    holds no logits (N, K); InputError for images of a size that the network does not take.
     """
     if model.defenses:
         raise ModelError(
             f"{inputs.description} have no rule for the defense before this model ({model.name}): use the "
             "undefended model"
         )
-    logits = next(_find_logits(model.module(inputs), type(inputs)), None)
+    try:
+        output = model.module(inputs)
+    except RuntimeError:
+        model(torch.zeros_like(inputs.example_tensor()))  # says so, if the size of the images is the reason
+        raise
+    logits = next(_find_logits(output, type(inputs)), None)
     if logits is None:
         raise ModelError(f"{model.name} returns no logits that {inputs.description} could be read from")
     if model.task != "binary":

@@ -9,7 +9,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from phosphene import ModelError, ProgressEvent, TensorDataset, load_model, load_result, methods, run
+from phosphene import (
+    InputError,
+    ModelError,
+    ProgressEvent,
+    TensorDataset,
+    load_model,
+    load_result,
+    methods,
+    run,
+)
 from phosphene.testing.observation import count_passes
 from phosphene_plugins.defenses.smooth_activations import SmoothActivation, count_relus
 
@@ -53,6 +62,15 @@ TRAININGS = {
     "interval_bounds_fit": {},
     "lipschitz_fit": {},
 }
+
+
+@pytest.mark.parametrize("name", ["interval_bounds_fit", "lipschitz_fit", "defensive_distillation"])
+def test_images_of_another_size_are_refused(name: str) -> None:
+    smaller = TensorDataset(torch.rand(6, 1, 6, 6), ["0", "1"] * 3)
+    with pytest.raises(
+        InputError, match=r"does not take images of \(1, 6, 6\); its input size is \(1, 8, 8\)"
+    ):
+        methods[name](build_model(small()), smaller, steps=1, batch=2)
 
 
 @pytest.mark.parametrize("name", list(TRAININGS))
