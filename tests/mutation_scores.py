@@ -132,6 +132,8 @@ def main(arguments: list[str]) -> None:
             name, mutants=options.mutants, tests=options.tests, by=options.by, jobs=options.jobs
         )
         print(report, flush=True)
+        if report.failing:
+            sys.exit(f"{name}: no row was written: a test fails without a mutant, {report.failing[0]}")
         is_module = name.endswith(".py")
         tests = "own" if options.tests == "all" and len(report.methods) > 1 else options.tests
         by = f" of {', '.join(report.methods)}" if options.by else ""
