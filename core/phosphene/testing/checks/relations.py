@@ -369,11 +369,11 @@ class RandomDraws(TorchDispatchMode):
         no_dropout = "dropout_p" in names and not arguments.get("dropout_p")
         if torch.Tag.nondeterministic_seeded in func.tags and not no_dropout:
             frames = [frame for frame, _ in traceback.walk_stack(None)]
-            places = [(frame.f_globals.get("__name__", ""), frame.f_code.co_name) for frame in frames]
+            positions = [(frame.f_globals.get("__name__", ""), frame.f_code.co_name) for frame in frames]
             if not any(
                 module.startswith("phosphene.models.optimized_copy")
                 or (module == "phosphene.models.model" and function == "_noise")
-                for module, function in places
+                for module, function in positions
             ):
                 self.count += 1
                 value = func(*args, **(kwargs or {}))
