@@ -669,6 +669,30 @@ def test_replaced_folder_is_removed_between_the_renames_of_another_process(
     assert os.listdir(tmp_path) == ["a"]
 
 
+def test_folder_that_appears_while_it_is_replaced_is_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, renaming: str
+) -> None:
+    """Another process renames its result to the output folder directly after it was read as missing."""
+    out, other = tmp_path / "a", plain(4).save(tmp_path / "b")
+    read, sync_tree = Path.stat, system.sync_tree
+
+    def rename_after_reading(path: Path, **options: Any) -> os.stat_result:
+        if path == out and other.exists():
+            other.rename(out)
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        return read(path, **options)
+
+    def sync_and_start(folder: Path) -> None:
+        sync_tree(folder)
+        monkeypatch.setattr(Path, "stat", rename_after_reading)
+
+    monkeypatch.setattr(system, "sync_tree", sync_and_start)
+    plain(2).save(out)
+    monkeypatch.undo()
+    assert names(out) == own_names(2)
+    assert os.listdir(tmp_path) == ["a"]
+
+
 def test_files_of_a_result_that_replaces_another_meanwhile_are_not_linked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, renaming: str
 ) -> None:

@@ -234,7 +234,8 @@ def replace_folder(ready: Path, old: Path, target: Path) -> None:
     """
     for attempt in range(20):  # another process may replace ``target`` between two calls
         try:
-            if target.is_dir():
+            kind = _kind(target)  # read once: between two readings it may be renamed to ``target``
+            if kind == "folder":
                 _check_replaceable(target)
                 shutil.copymode(target, ready)
                 _link_other_files(target, ready)
@@ -244,8 +245,8 @@ def replace_folder(ready: Path, old: Path, target: Path) -> None:
                     system.move(target, old.with_name(f"{old.name}{attempt}"))
                     system.move(ready, target)
                 return
-            elif os.path.lexists(target):
-                raise InputError(f"{target} is a file now; results are saved in a folder")
+            if kind is not None:
+                raise InputError(f"{target} is a {kind} now; results are saved in a folder")
             system.move(ready, target)
             return
         except (FileNotFoundError, FileExistsError):
