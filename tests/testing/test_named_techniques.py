@@ -9,40 +9,21 @@ from typing import Annotated, Any, ClassVar
 import pytest
 import torch
 import torch.nn.functional as F
+from defects import Maker, Makers, assert_defect_is_refused
 from pydantic import Field
 from sklearn.neighbors import LocalOutlierFactor
 from torch import Tensor, nn
 from wrong_methods import attribution
 
-from phosphene import Cost, Method, batch_size, input_gradient, layer_gradients, method, scores
+from phosphene import Cost, batch_size, input_gradient, layer_gradients, scores
 from phosphene.attacks import build_result, project
 from phosphene.results import AdversarialExamples, Attribution, FilterBank, Panel, Result, Synthesis
 from phosphene.roles import Dataset, Denoiser, Images, Labels, LayerName, Model, Seed, Target, Texture
 from phosphene.spec import param
-from phosphene.testing import check_method
 from phosphene.training import TrainedModel, label_reader, linear_decay, train, trainable_copy
 
-MAKERS: list[tuple[str, Callable[[bool], Method[Any, Any]]]] = []
-
-
-def caught_by(
-    check: str, **spec: Any
-) -> Callable[[Callable[[bool], Callable[..., Any]]], Callable[[bool], Method[Any, Any]]]:
-    """Register a function that defines a method with and without a defect."""
-
-    def register(make: Callable[[bool], Callable[..., Any]]) -> Callable[[bool], Method[Any, Any]]:
-        def made(wrong: bool) -> Method[Any, Any]:
-            return method(**{"family": "claims", **spec})(make(wrong))
-
-        MAKERS.append((check, made))
-        return made
-
-    return register
-
-
-def outcome(check: str, tested: Method[Any, Any]) -> Any:
-    (single,) = check_method(tested, profile="quick", only=[check]).outcomes
-    return single
+MAKERS = Makers()
+caught_by = MAKERS.caught_by
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -588,9 +569,6 @@ def swapped_shares(wrong: bool) -> Callable[..., Any]:
     return mixup
 
 
-@pytest.mark.parametrize(("check", "make"), MAKERS, ids=[f"{c}-{n}" for n, (c, _) in enumerate(MAKERS)])
-def test_wrong_method_is_refused_and_right_one_passes(
-    check: str, make: Callable[[bool], Method[Any, Any]]
-) -> None:
-    right, wrong = outcome(check, make(False)), outcome(check, make(True))
-    assert (right.verdict, wrong.verdict) == ("passed", "failed"), f"{right}\n{wrong}"
+@pytest.mark.parametrize(("check", "make"), MAKERS, ids=MAKERS.ids)
+def test_wrong_method_is_refused_and_right_one_passes(check: str, make: Maker) -> None:
+    assert_defect_is_refused(check, make)

@@ -466,3 +466,17 @@ def redraw_weights(module: nn.Module, seed: int) -> None:
                 noise = torch.randn(weight.shape, generator=generator).to(weight)
                 spread = weight.std() if weight.numel() > 1 and float(weight.std()) > 0 else 0.1
                 weight.copy_(noise * spread + weight.mean())
+
+
+def standardize_logits(model: Model, images: Tensor, deviation: float = 1.0) -> None:
+    """Change the last linear layer so that each logit has mean 0 and this standard deviation over images.
+
+    Predictions then differ between the images, the more certain the larger the deviation is.
+    """
+    head = [part for part in model.module.modules() if isinstance(part, nn.Linear)][-1]
+    with torch.no_grad():
+        logits = model(images)
+        scale = logits.std(0).clamp(min=1e-6) / deviation
+        head.weight.div_(scale[:, None])
+        if head.bias is not None:
+            head.bias.copy_((head.bias - logits.mean(0)) / scale)

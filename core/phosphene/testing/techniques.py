@@ -100,12 +100,6 @@ def _has_words(text: str, name: str) -> bool:
     return len(stems) > 1 and all(any(word.startswith(stem) for word in words) for stem in stems)
 
 
-def first_party_twin(method: AnyMethod) -> Twin | None:
-    """The one first-party method of ``first_party_twins``; None of none or of several."""
-    twins = first_party_twins(method)
-    return twins[0] if len(twins) == 1 else None
-
-
 def _names(short_name: str, title: str, summary: str, arguments: Iterable[str]) -> dict[str, tuple[str, ...]]:
     """Normalized names of a technique, each with the parameters that it stands for.
 

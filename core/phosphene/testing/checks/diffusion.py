@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..cases import Case
 from .base import register_check, result_of
-from .relations import prose_of
+from .relations import prose_in_one_line
 
 if TYPE_CHECKING:
     from .base import AnyMethod
@@ -33,7 +33,7 @@ def _adds_no_noise(method: AnyMethod) -> str | None:
         return "it reads no images with a diffusion model"
     if method.seed is None:
         return "it has no seed, so the noise is not random"
-    if not re.search(_ADDS, " ".join(prose_of(method).split())):
+    if not re.search(_ADDS, prose_in_one_line(method)):
         return "its text does not say that it adds noise"
     return None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from unittest import SkipTest
@@ -24,7 +24,7 @@ from .base import register_check, result_of
 from .claims import title_of
 from .dataset_claims import _DatasetCall, _reads_images_of_a_data_set
 from .maps import _averages_no_samples, _sample_parameters
-from .relations import RelationCalls, _declares, maps_images_of_a_model, prose_of, text_of
+from .relations import RelationCalls, _declares, maps_images_of_a_model, prose_in_one_line, text_of
 
 if TYPE_CHECKING:
     from .base import AnyMethod
@@ -66,8 +66,7 @@ def path_sums_differ_as_the_scores(method: AnyMethod) -> None:
     fields = method.spec.params.model_fields
     arguments = Case().arguments(method)
     usual = method.validate(arguments)
-    if any("baseline" in n and v in ("mean", "blur", "noise", "own") for n, v in usual.items()):
-        raise SkipTest("its baseline depends on the image")
+    _require_common_baseline(usual)
     steps = {
         name: largest_accepted(method, arguments, name, 2 * _POINTS) // 2
         for name in fields
@@ -82,21 +81,15 @@ def path_sums_differ_as_the_scores(method: AnyMethod) -> None:
     }
     calls = _first_calls(method, ("tokens", "gap"), arguments | steps | samples)
     offsets, size = _offsets(calls)
-    if float(offsets.abs().max()) > _SUM * size and calls.is_random and method.seed is not None:
-        # Random points have errors of their own: the mean over seeds has to differ from 0 by more than those.
-        runs = [
-            _offsets(replace(calls, params=calls.params | {method.seed: seed}))[0] for seed in range(_SEEDS)
-        ]
-        errors = torch.stack(runs).std(0) / _SEEDS**0.5
-        offsets = torch.stack(runs).mean(0)
-        offsets = offsets.sign() * (offsets.abs() - 6 * errors).clamp(min=0)
-    elif float(offsets.abs().max()) > _SUM * size and steps:
+    error = float(offsets.abs().max()) / size
+    if error > _SUM and calls.is_random and method.seed is not None:
+        error = _error_over_seeds(calls, method.seed) / size
+    elif error > _SUM and steps:
         finer, _ = _offsets(
             replace(calls, params=calls.params | {n: 2 * count for n, count in steps.items()})
         )
         if float(finer.abs().max()) < 0.6 * float(offsets.abs().max()):
             return  # a left or a right sum, whose error falls with the number of points
-    error = float(offsets.abs().max()) / size
     assert error <= _SUM, (
         f"S(x) minus the sum of the map differs between the images by {error:.1%} of the largest sum "
         f"({_SUM:.0%} is allowed): it is the mean score of the baselines, which are the same for all images"
@@ -126,6 +119,19 @@ def _offsets(calls: RelationCalls) -> tuple[Tensor, float]:
     return offsets[1:] - offsets[:1], max(float(sums.abs().max()), 1e-12)
 
 
+def _error_over_seeds(calls: RelationCalls, seed: str) -> float:
+    """By how much the mean offsets over several seeds differ from 0, beyond the errors of random points."""
+    runs = torch.stack([_offsets(replace(calls, params=calls.params | {seed: n}))[0] for n in range(_SEEDS)])
+    errors = runs.std(0) / _SEEDS**0.5
+    return float((runs.mean(0).abs() - 6 * errors).clamp(min=0).max())
+
+
+def _require_common_baseline(params: Mapping[str, Any]) -> None:
+    """Raise SkipTest for a baseline that is not the same for all images."""
+    if any("baseline" in n and v in ("mean", "blur", "noise", "own") for n, v in params.items()):
+        raise SkipTest("its baseline depends on the image")
+
+
 #: Words for a grid of cells whose values add up, and what makes them another number.
 _OTHER_SHARES = (
     r"blur|mean colou?r|own mean|inpaint|normali[sz]ed to|rectif|absolute|magnitude|relu\(|interaction"
@@ -143,7 +149,7 @@ _OTHER_SHARES = (
         or (
             None
             if re.search(r"shapley|\bshap\b", title_of(method))
-            and not re.search(_OTHER_SHARES, _plain(method))
+            and not re.search(_OTHER_SHARES, prose_in_one_line(method))
             else "its title names no Shapley values"
         )
     ),
@@ -151,8 +157,7 @@ _OTHER_SHARES = (
 )
 def shapley_values_sum_to_the_change_of_the_score(method: AnyMethod) -> None:
     calls = _first_calls(method, ("tokens", "gap"), Case().arguments(method))
-    if any("baseline" in n and v in ("mean", "blur", "noise", "own") for n, v in calls.params.items()):
-        raise SkipTest("its baseline depends on the image")
+    _require_common_baseline(calls.params)
     if tuple(calls.result.maps.shape[1:]) == tuple(calls.inputs["images"].shape[2:]) and any(
         re.search(r"cell|grid|patch|segment|block", name) for name in calls.params
     ):
@@ -160,9 +165,7 @@ def shapley_values_sum_to_the_change_of_the_score(method: AnyMethod) -> None:
     offsets, size = _offsets(calls)
     error = float(offsets.abs().max()) / size
     if error > _SUM and calls.is_random and method.seed is not None:
-        seeds = [_offsets(replace(calls, params=calls.params | {method.seed: n}))[0] for n in range(_SEEDS)]
-        spread = 6 * torch.stack(seeds).std(0) / _SEEDS**0.5
-        error = float((torch.stack(seeds).mean(0).abs() - spread).clamp(min=0).max()) / size
+        error = _error_over_seeds(calls, method.seed) / size
     assert error <= _SUM, (
         f"S(x) minus the sum of the map differs between the images by {error:.1%} of the largest sum "
         f"({_SUM:.0%} is allowed)\non relation_network({calls.network!r}), one image at a time"
@@ -182,8 +185,8 @@ _INDEX_SAMPLES, _INDEX_SEEDS, _INDEX_ERROR = 256, 4, 0.3
         or (
             None
             if "sobol" in title_of(method)
-            and re.search(r"total|first[- ]order|jansen|saltelli", _plain(method))
-            and not re.search(_OTHER_SHARES, _plain(method))
+            and re.search(r"total|first[- ]order|jansen|saltelli", prose_in_one_line(method))
+            and not re.search(_OTHER_SHARES, prose_in_one_line(method))
             else "its title names no Sobol indices"
         )
     ),
@@ -230,7 +233,8 @@ _LIMITED = (
         maps_images_of_a_model(method)
         or (
             None
-            if re.search(_SUMS_TO_SCORE, _plain(method)) and not re.search(_LIMITED, _plain(method))
+            if re.search(_SUMS_TO_SCORE, prose_in_one_line(method))
+            and not re.search(_LIMITED, prose_in_one_line(method))
             else "its text does not say that it sums to the score"
         )
     ),
@@ -252,11 +256,6 @@ def sums_to_the_score_as_documented(method: AnyMethod) -> None:
         )
     if not compared:
         raise SkipTest("it refused the networks gap and flat")
-
-
-def _plain(method: AnyMethod) -> str:
-    """A method's summary and description in lower case, without line breaks."""
-    return " ".join(prose_of(method).split())
 
 
 @register_check(
@@ -324,8 +323,8 @@ _NOT_LINEAR = (
             "it takes no target"
             if not method.spec.input("target")
             else None
-            if re.search(_RELU_OF_SUM, _plain(method))
-            and not re.search(_NOT_LINEAR, _plain(method).partition("returns:")[0])
+            if re.search(_RELU_OF_SUM, prose_in_one_line(method))
+            and not re.search(_NOT_LINEAR, prose_in_one_line(method).partition("returns:")[0])
             and "gradients" in method.spec.needs
             else "its text has no ReLU of a sum that is linear in gradients"
         )
@@ -370,9 +369,10 @@ _MASKED_SIDE, _MASK_SEEDS, _EDGES = 56, 8, 0.7
         or (
             None
             if method.seed is not None
-            and re.search(r"\bmasks?\b", _plain(method))
+            and re.search(r"\bmasks?\b", prose_in_one_line(method))
             and re.search(
-                r"random(ly)? (shift|offset|crop)|shifted|(shift|offset)s? (is|are) random", _plain(method)
+                r"random(ly)? (shift|offset|crop)|shifted|(shift|offset)s? (is|are) random",
+                prose_in_one_line(method),
             )
             else "its text names no masks with a random shift"
         )
@@ -469,7 +469,7 @@ _BIASED = r"correction ?= ?0|ddof ?= ?0|population (variance|standard)|\bbiased\
 
 def _spread_claim(method: AnyMethod) -> str | None:
     """ "N - 1" or "N", by which the text divides a variance; None where it does not say."""
-    text = _plain(method)
+    text = prose_in_one_line(method)
     if not re.search(_SPREAD, text):
         return None
     unbiased, biased = re.search(_UNBIASED, text), re.search(_BIASED, text)
@@ -546,7 +546,7 @@ def sample_variances_are_unbiased_as_documented(method: AnyMethod) -> None:
                 raise SkipTest("it refused the case")
             means.append(float(torch.stack([run.maps.double().abs().mean() for run in runs]).mean()))
         ratio = means[0] / max(means[1], 1e-300)
-        standard = re.search(r"standard deviation|\bstd\b|sqrt", _plain(method)) is not None
+        standard = re.search(r"standard deviation|\bstd\b|sqrt", prose_in_one_line(method)) is not None
         # Divided by n it is 1/2 over 15/16; roots are smaller for few samples even then.
         assert ratio > (0.6 if standard else 0.73), (
             f"with {name}=2 the map is {ratio:.2f} times as large as with 16, over many seeds: a variance is "
@@ -566,7 +566,8 @@ def sample_variances_are_unbiased_as_documented(method: AnyMethod) -> None:
         or (
             None
             if re.search(
-                r"explained variance|variance (is )?explained|explain\w* [^.]{0,30}variance", _plain(method)
+                r"explained variance|variance (is )?explained|explain\w* [^.]{0,30}variance",
+                prose_in_one_line(method),
             )
             else "its text names no explained variance"
         )
@@ -692,5 +693,5 @@ def entropies_have_the_documented_unit(method: AnyMethod) -> None:
 
 def _unit(method: AnyMethod) -> str | None:
     """ "bits" or "nats" where the text names one of them."""
-    named = [unit for unit in ("bits", "nats") if re.search(rf"\b{unit[:-1]}s?\b", _plain(method))]
+    named = [unit for unit in ("bits", "nats") if re.search(rf"\b{unit[:-1]}s?\b", prose_in_one_line(method))]
     return named[0] if len(named) == 1 else None

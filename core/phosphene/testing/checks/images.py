@@ -23,7 +23,7 @@ from ..cases import Case
 from .attacks import logits_of
 from .base import register_check, result_of
 from .claims import title_of
-from .relations import RelationCalls, prose_of
+from .relations import RelationCalls, prose_in_one_line
 
 if TYPE_CHECKING:
     from ...models import Model
@@ -343,7 +343,7 @@ _SHARED = (
         "it returns maps"
         if issubclass(method.result, Attribution)
         else None
-        if re.search(_SHARED, " ".join(prose_of(method).split()))
+        if re.search(_SHARED, prose_in_one_line(method))
         else "its text does not say that the channels share random numbers"
     ),
     exemptible=True,

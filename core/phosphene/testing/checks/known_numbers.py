@@ -16,6 +16,7 @@ from ...models import Model
 from ..candidates import largest_accepted
 from ..cases import Case, properties_of
 from ..linear_model import linear_model
+from ..networks import standardize_logits
 from ..techniques import same_meaning
 from .base import register_check, result_of
 from .claims import title_of
@@ -135,7 +136,8 @@ def equals_the_number_of_its_name(method: AnyMethod) -> None:
     call.model = call.case.model()
     labels = [str(n % 3) for n in range(_COUNT)]
     result = call(range(_COUNT), labels)
-    queries = next((v for n, v in result.inputs.items() if _is_images(method, n)), None)
+    names = [i.name for i in method.spec.inputs if i.role == "images"]
+    queries = next((v for n, v in result.inputs.items() if n in names), None)
     fields = list(_numbers(result))
     errors: list[tuple[float, str]] = []
     with torch.no_grad():
@@ -160,11 +162,6 @@ def equals_the_number_of_its_name(method: AnyMethod) -> None:
         f"{name} differs by at least {error:.1%} of the largest value from the definition, for any usual "
         f"features of the model; a variant says so by exempt=\non {call.case}"
     )
-
-
-def _is_images(method: AnyMethod, name: str) -> bool:
-    declared = method.spec.input(name)
-    return any(i.name == name and i.role == "images" for i in method.spec.inputs) and declared is not None
 
 
 def _smallest_regularization(method: AnyMethod) -> Mapping[str, Any]:
@@ -227,13 +224,7 @@ def _predictions(method: AnyMethod, indices: Sequence[int], call: _DatasetCall) 
 
 def _varied(call: _DatasetCall) -> None:
     """Make the call's network confident about some of the images only, and wrong about some."""
-    head = [part for part in call.model.module.modules() if isinstance(part, nn.Linear)][-1]
-    with torch.no_grad():
-        logits = call.model(call.dataset.images.to(call.model.device, call.model.dtype))
-        spread = logits.std(0).clamp(min=1e-9) / 1.5
-        head.weight.div_(spread[:, None])
-        if head.bias is not None:
-            head.bias.copy_((head.bias - logits.mean(0)) / spread)
+    standardize_logits(call.model, call.dataset.images.to(call.model.device, call.model.dtype), 1.5)
 
 
 _CALIBRATION = r"calibration error|\bece\b"

@@ -322,6 +322,11 @@ def prose_of(method: AnyMethod) -> str:
     return f"{method.spec.summary} {method.spec.description}".lower()
 
 
+def prose_in_one_line(method: AnyMethod) -> str:
+    """``prose_of`` without line breaks."""
+    return " ".join(prose_of(method).split())
+
+
 @register_check(
     "method",
     "The map of a flipped or transposed image is the flipped or transposed map.",

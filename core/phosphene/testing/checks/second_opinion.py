@@ -210,16 +210,19 @@ def _settings(
 def _other_values(method: AnyMethod, params: Mapping[str, Any], name: str) -> list[Any]:
     """The other choices of a parameter, or the number that switches it off or is neutral: 0 or 1."""
     schema = properties_of(method.spec.params_schema)[name]
-    accepted = []
-    for value in _choices(schema) or (0, 1):
-        if value == params.get(name) or isinstance(params.get(name), (list, tuple, str)) and value in (0, 1):
-            continue
-        try:
-            method.validate({**params, name: value})
-        except PhospheneError:
-            continue
-        accepted.append(value)
-    return accepted
+    usual = params.get(name)
+    others = [v for v in _choices(schema) or (0, 1) if v != usual]
+    if isinstance(usual, (list, tuple, str)):
+        others = [value for value in others if value not in (0, 1)]
+    return [value for value in others if _accepts(method, params, name, value)]
+
+
+def _accepts(method: AnyMethod, params: Mapping[str, Any], name: str, value: Any) -> bool:
+    try:
+        method.validate({**params, name: value})
+    except PhospheneError:
+        return False
+    return True
 
 
 def _defaults(method: AnyMethod) -> dict[str, Any]:
@@ -237,11 +240,8 @@ def _accepted(library: AnyMethod, name: str, value: Any) -> Any:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     spellings = _UNIFORM.get(float(value), ()) if number else ()
     for candidate in (value, *spellings, *_same_baseline(value)):
-        try:
-            library.validate({name: candidate})
-        except PhospheneError:
-            continue
-        return candidate
+        if _accepts(library, {}, name, candidate):
+            return candidate
     raise SkipTest(f"{library.spec.name} has no {name}={value!r}")
 
 
@@ -516,12 +516,8 @@ def _compare_attacks(method: AnyMethod, twin: Twin) -> None:
         except SkipTest as note:
             notes.append(str(note))
             continue
-        still = ~(own.success | library.success)
-        if not still.any():
-            raise SkipTest("each attack succeeded, after which it may stop")
-        pixels = (own.adversarial - library.adversarial).abs()[still]
-        fraction = float((pixels > 1e-6).double().mean())
-        differences.append((fraction, float(pixels.max()), setting))
+        fraction, largest = _difference_of_attacks(own, library)
+        differences.append((fraction, largest, setting))
         if fraction <= _PIXELS:
             return
     if not differences:
@@ -535,6 +531,17 @@ def _compare_attacks(method: AnyMethod, twin: Twin) -> None:
             f"{setting}, from the images themselves, in double precision",
         )
     )
+
+
+def _difference_of_attacks(own: Any, library: Any) -> tuple[float, float]:
+    """The fraction of pixels in which the images differ that neither attack changed to another class, and by
+    how much they differ at most.
+    """
+    still = ~(own.success | library.success)
+    if not still.any():
+        raise SkipTest("each attack succeeded, after which it may stop")
+    pixels = (own.adversarial - library.adversarial).abs()[still]
+    return float((pixels > 1e-6).double().mean()), float(pixels.max())
 
 
 def _attack_inputs(method: AnyMethod) -> dict[str, Any]:
@@ -611,11 +618,7 @@ def without_its_addition_it_is_the_iterative_method(method: AnyMethod) -> None:
                     own = method(**inputs, **_validated(method, usual | named | off))
                 except PhospheneError as refusal:
                     raise SkipTest(f"it was refused: {refusal}") from None
-                still = ~(own.success | library.success)
-                if not still.any():
-                    raise SkipTest("each attack succeeded, after which it may stop")
-                pixels = (own.adversarial - library.adversarial).abs()[still]
-                fractions.append((float((pixels > 1e-6).double().mean()), str(off)))
+                fractions.append((_difference_of_attacks(own, library)[0], str(off)))
         fraction, off_text = min(fractions)
         assert fraction <= 5 * _PIXELS, (
             f"with {off_text} it differs from attacks.bim, with or without momentum, in {fraction:.1%} of "
@@ -644,14 +647,6 @@ def _switched_off(
         yield [{name: value}, *([{name: value, **further}] if further else [])]
     if others and not switches and len(others) == len(extras):
         yield [others]
-
-
-def _accepts(method: AnyMethod, params: Mapping[str, Any], name: str, value: Any) -> bool:
-    try:
-        method.validate({**params, name: value})
-    except PhospheneError:
-        return False
-    return True
 
 
 # --- numbers -------------------------------------------------------------------------------------------

@@ -9,7 +9,6 @@ from unittest import SkipTest
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from ...data.datasets import TensorDataset
 from ...errors import PhospheneError
@@ -17,7 +16,7 @@ from ...results import TrainedNetwork
 from ...training import TrainedModel, label_reader
 from ..candidates import larger_parameters, largest_accepted
 from ..cases import Case, make_images, properties_of
-from ..networks import image_size
+from ..networks import image_size, standardize_logits
 from ..observation import Observation
 from .attacks import logits_of
 from .base import register_check, result_of
@@ -161,13 +160,8 @@ def _certain(case: Case, scale: float) -> tuple[Model, TensorDataset]:
     """A network that is certain of a data set's images, whose classes are the predicted ones."""
     model = case.model()
     images = make_images("noise", case.dataset, 3, image_size(model)).to(model.dtype)
-    head = [part for part in model.module.modules() if isinstance(part, nn.Linear)][-1]
+    standardize_logits(model, images, scale)
     with torch.no_grad():
-        logits = model(images)
-        spread = logits.std(0).clamp(min=1e-9) / scale
-        head.weight.div_(spread[:, None])
-        if head.bias is not None:
-            head.bias.copy_((head.bias - logits.mean(0)) / spread)
         predicted = model(images).argmax(1).tolist()
     return model, TensorDataset(images, list(map(str, predicted)))
 

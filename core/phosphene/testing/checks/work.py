@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 from unittest import SkipTest
 
 import torch
-from torch import nn
 
 from ...errors import PhospheneError
 from ...finite_values import NonFiniteResultError
@@ -24,7 +23,7 @@ from ...models.batch_size import max_batch
 from ...results import AdversarialExamples, Attribution, Synthesis
 from ...roles import ROLES
 from ..cases import MOST_PASSES, Case, declared_cost, make_images, properties_of, sizes
-from ..networks import image_size
+from ..networks import image_size, standardize_logits
 from ..observation import (
     Observation,
     assert_same_result,
@@ -173,12 +172,7 @@ def _with_varied_predictions(case: Case) -> Model:
     """The case's network, whose predicted classes differ between the images."""
     model = case.model()
     images = make_images(case.pictures, case.count, 3, image_size(model)).to(model.device, model.dtype)
-    head = [part for part in model.module.modules() if isinstance(part, nn.Linear)][-1]
-    with torch.no_grad():
-        logits = model(images)
-        spread = logits.std(0).clamp(min=1e-6)
-        head.weight.div_(spread[:, None])
-        head.bias.copy_((head.bias - logits.mean(0)) / spread)
+    standardize_logits(model, images)
     return model
 
 
