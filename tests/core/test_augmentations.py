@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any, get_args
 
@@ -19,6 +20,7 @@ from phosphene.optimize import (
     compose,
     jpeg,
     jpeg_round_trip,
+    perspective,
     rotate,
     straight_through,
 )
@@ -32,6 +34,7 @@ IDENTITY: dict[str, dict[str, Any]] = {
     "brightness": {"change": 0.0},
     "blur": {"sigma": 0.0},
     "printed": {"noise": 0.0, "contrast": 0.0},
+    "perspective": {"degrees": 0.0},
 }
 
 
@@ -111,6 +114,21 @@ def test_rotation_of_a_non_square_image_keeps_the_aspect_ratio(degrees: float) -
 def test_scale_enlarges_about_the_center() -> None:
     ramp = torch.linspace(-1, 1, 21, dtype=torch.float64).expand(1, 1, 21, 21)
     torch.testing.assert_close(affine(ramp, scale=2.0), ramp / 2)
+
+
+def test_perspective_is_the_projection_of_a_tilted_plane() -> None:
+    """The image holds its own coordinates, so each pixel names the point of the plane that appears there."""
+    down, across = torch.arange(-19.5, 20) / 30, torch.arange(-29.5, 30) / 30
+    plane = torch.stack(torch.meshgrid(across, down, indexing="xy")).double()
+    viewed = perspective(plane[None], seeded(3), degrees=30.0, distance=4.0)[0]
+    x, y = viewed[:, 12:-12, 12:-12]  # the rest may be reflected
+    tilt, turn = (torch.rand(2, generator=seeded(3)) * 60 - 30).deg2rad().tolist()
+    assert min(abs(tilt), abs(turn)) > 0.1
+    raised = y * math.sin(tilt)
+    right = x * math.cos(turn) + raised * math.sin(turn)
+    depth = 4 - x * math.sin(turn) + raised * math.cos(turn)
+    appears = torch.stack([4 * right / depth, 4 * y * math.cos(tilt) / depth])
+    torch.testing.assert_close(appears, plane[:, 12:-12, 12:-12], rtol=0, atol=1e-6)
 
 
 def test_brightness_stays_within_its_bounds() -> None:

@@ -1,4 +1,4 @@
-"""Differentiable random augmentations: rotation, scale, brightness, blur, JPEG, print, resizing.
+"""Differentiable random augmentations: rotation, scale, perspective, brightness, blur, JPEG, print, resizing.
 
 Each takes images (N, C, H, W) in [0, 1] and a generator and draws its parameters once for the batch, so that
 a batch has the same result as its images alone.
@@ -54,6 +54,38 @@ def rotate(images: Tensor, generator: Generator, *, degrees: float = 20.0) -> Te
 def rescale(images: Tensor, generator: Generator, *, factor: float = 1.25) -> Tensor:
     """Scale about the center by a random factor between 1 / ``factor`` and ``factor``."""
     return affine(images, scale=factor ** _uniform(generator, -1, 1))
+
+
+def perspective(
+    images: Tensor, generator: Generator, *, degrees: float = 25.0, distance: float = 3.0
+) -> Tensor:
+    """View the image as a plane in space, tilted about both axes by random angles of at most ``degrees``.
+
+    A point x of the plane, rotated by R, appears at D (Rx)_{1,2} / (D + (Rx)_3), with D the ``distance`` of
+    the camera in halves of the longer side. The plane continues by reflection.
+
+    Source:
+        Athalye et al. 2018, "Synthesizing Robust Adversarial Examples", where objects are rendered so.
+    """
+    tilt, turn = (math.radians(_uniform(generator, -degrees, degrees)) for _ in range(2))
+    height, width = images.shape[-2:]
+    # affine_grid's coordinates run from -1 to 1 along both sides, those of the plane along the longer one.
+    longer = max(height, width)
+    sides = torch.tensor([width / longer, height / longer, 1], dtype=torch.float64)
+    rotation = torch.tensor(
+        [
+            [math.cos(turn), math.sin(tilt) * math.sin(turn), 0],
+            [0, math.cos(tilt), 0],
+            [-math.sin(turn) / distance, math.sin(tilt) * math.cos(turn) / distance, 1],
+        ],
+        dtype=torch.float64,
+    )
+    to_plane = torch.linalg.inv(rotation @ sides.diag()).to(images)
+    identity = images.new_tensor([[[1, 0, 0], [0, 1, 0]]])
+    grid = F.affine_grid(identity, [1, *images.shape[1:]], align_corners=False)
+    points = F.pad(grid * sides[:2].to(images), (0, 1), value=1.0) @ to_plane.T
+    grid = (points[..., :2] / points[..., 2:]).expand(len(images), -1, -1, -1)
+    return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
 
 
 def brightness(images: Tensor, generator: Generator, *, change: float = 0.2) -> Tensor:
@@ -151,7 +183,9 @@ def printed(images: Tensor, generator: Generator, *, noise: float = 0.05, contra
     return (ink + (paper - ink) * images + grain).clamp(0, 1)
 
 
-TransformName = Literal["rotate", "rescale", "brightness", "blur", "jpeg", "printed", "resize_and_pad"]
+TransformName = Literal[
+    "rotate", "rescale", "brightness", "blur", "jpeg", "printed", "perspective", "resize_and_pad"
+]
 
 
 TRANSFORMS: dict[str, Transform] = {
@@ -161,6 +195,7 @@ TRANSFORMS: dict[str, Transform] = {
     "blur": blur,
     "jpeg": jpeg,
     "printed": printed,
+    "perspective": perspective,
     "resize_and_pad": resize_and_pad,
 }
 

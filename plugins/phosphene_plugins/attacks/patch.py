@@ -71,6 +71,13 @@ def becomes_white_for_a_brightness_detector() -> None:
     torch.testing.assert_close(pasted[0], p)
     assert white.sum() == 9 and white.amax(3).sum() == white.amax(2).sum() == 3
     assert _outline(4, "round").tolist() == [[0, 1, 1, 0], [1, 1, 1, 1], [1, 1, 1, 1], [0, 1, 1, 0]]
+    rims = _outline(12, "glasses")
+    assert rims[3:6].tolist() == [  # the upper half of both rings
+        [0, 1, 1, 1, 1, 0, 0, 1, 1, 1, 1, 0],
+        [1, 1, 0, 0, 1, 1, 1, 1, 0, 0, 1, 1],
+        [1, 0, 0, 0, 0, 1, 1, 0, 0, 0, 0, 1],
+    ]
+    assert not rims[:3].any() and torch.equal(rims, rims.flip(0))
 
 
 def _equals_plain_steps(target_class: int | None, shape: Literal["round", "square"], seed: int) -> None:
@@ -139,6 +146,13 @@ def _equals_plain_steps(target_class: int | None, shape: Literal["round", "squar
             year=2018,
             url="https://arxiv.org/abs/1707.07397",
         ),
+        Reference(
+            key="sharif2016",
+            title="Accessorize to a Crime: Real and Stealthy Attacks on State-of-the-Art Face Recognition",
+            authors="Sharif, Bhagavatula, Bauer, Reiter",
+            year=2016,
+            url="https://doi.org/10.1145/2976749.2978392",
+        ),
     ],
     invariants=[PixelRange(field="perturbation"), PixelRange(field="adversarial")],
     relations=[
@@ -166,7 +180,10 @@ def patch(
     size: Annotated[
         float, Field(gt=0, le=0.5, description="side of the patch, as a fraction of the image's shorter side")
     ] = 0.35,
-    shape: Annotated[Literal["round", "square"], Field(description="outline of the patch")] = "round",
+    shape: Annotated[
+        Literal["round", "square", "glasses"],
+        Field(description="outline of the patch; glasses: the rims of eyeglasses"),
+    ] = "round",
     steps: Annotated[int, Field(ge=1, le=100_000, description="number of Adam steps")] = 200,
     batch: Annotated[int, Field(ge=1, le=1000, description="number of images for each step")] = 8,
     lr: Annotated[float, Field(gt=0, le=1, description="Adam's step size, for pixels in [0, 1]")] = 0.05,
@@ -280,10 +297,13 @@ class _PastePatch:
 
 
 def _outline(side: int, shape: str) -> Tensor:
-    """The patch's mask (p, p): 1 inside."""
+    """The patch's mask (p, p): 1 inside; of glasses two rings, each half as wide as the patch."""
     if shape == "square":
         return torch.ones(side, side)
     offset = torch.arange(side) - (side - 1) / 2
+    if shape == "glasses":
+        radius = torch.hypot(offset[:, None], offset.abs() - side / 4)
+        return ((radius <= side / 4) & (radius >= side / 7)).float()
     # equivalent mutants: no pixel's center lies on the circle
     return (offset[:, None].square() + offset.square() <= (side / 2) ** 2).float()
 
