@@ -257,8 +257,10 @@ def dream_by_hand(calls: Calls) -> Tensor:
             size = (round(height * factor), round(width * factor))
             base = resize(images, size)
             dream = (base + F.interpolate(detail, size, mode="bilinear", antialias=True)).clamp(0, 1)
-            for _ in range(p["steps"]):
+            for step in range(1, p["steps"] + 1):
                 dream = _dream_step(calls, layer, dream)
+                if p["blur_every"] and step % p["blur_every"] == 0:
+                    dream = gaussian_blur(dream, p["blur_sigma"])
             detail = dream - base
         images = dream
     return images

@@ -19,7 +19,7 @@ from phosphene import (
     optimize,
     stopped_early_at,
 )
-from phosphene.images import resize
+from phosphene.images import gaussian_blur, resize
 from phosphene.optimize import Optimization, PixelImage, concatenate_stages, optimize_image
 from phosphene.results import Synthesis
 from phosphene.roles import Content, Frames, Guide, LayerName, Model, Seed
@@ -68,6 +68,14 @@ def identity_features_are_scaled_by_normalised_steps() -> None:
     # A vector is one position: the product with the guide's vector grows along it.
     vector = deep_dream(model, images, guide, layers=["1"], octaves=1, steps=1, lr=0.01, jitter=0)
     torch.testing.assert_close(vector.images, images + 0.01 * guide / guide.square().mean().sqrt())
+    # A blur after the second of three steps.
+    blurred = images
+    for n in range(3):
+        mean_square = blurred.square().mean((1, 2, 3), keepdim=True)
+        blurred = (blurred + 0.01 * blurred / mean_square.sqrt()).clamp(0, 1)
+        blurred = gaussian_blur(blurred, 0.8) if n == 1 else blurred
+    smooth = deep_dream(model, images, layers=["0"], octaves=1, steps=3, blur_every=2, jitter=0)
+    torch.testing.assert_close(smooth.images, blurred)
     zoomed = deep_dream(model, images, layers=["0"], octaves=1, steps=1, zoom=2)
     assert zoomed.frames is not None and len(zoomed.frames) == 3 and len(zoomed.scores) == 3
     assert torch.equal(zoomed.frames[2], (zoomed.images * 255).round().byte())
@@ -96,6 +104,7 @@ def identity_features_are_scaled_by_normalised_steps() -> None:
     relations=[
         Agrees(dream_by_hand, fields=("images",), where={"jitter": 0, "octaves": 3, "total_variation": 2.0}),
         Agrees(dream_by_hand, fields=("images",), where={"jitter": 0, "zoom": 2, "zoom_scale": 1.3}),
+        Agrees(dream_by_hand, fields=("images",), where={"jitter": 0, "blur_every": 2, "blur_sigma": 0.6}),
         *(
             Equivariant(transform, where={"jitter": 0, "octaves": 1})
             for transform in ("hflip", "vflip", "transpose")
@@ -130,6 +139,12 @@ def deep_dream(
     total_variation: Annotated[
         float, Field(ge=0, le=1e6, description="weight of the total variation, per pixel")
     ] = 0.0,
+    blur_every: Annotated[
+        int, Field(ge=0, description="number of steps of an octave between Gaussian blurs; 0: no blur")
+    ] = 0,
+    blur_sigma: Annotated[
+        float, Field(ge=0, le=50, description="standard deviation of the Gaussian blur, in pixels")
+    ] = 0.8,
     zoom: Annotated[
         int,
         Field(
@@ -148,7 +163,8 @@ def deep_dream(
 
     I* = argmax_I  sum_l ||phi_l(I)||_2^2 / |phi_l|  -  total_variation TV(I) / HW
 
-    by steps I <- I + lr g / rms(g), each on the image shifted at random by up to ``jitter`` pixels. The
+    by steps I <- I + lr g / rms(g), each on the image shifted at random by up to ``jitter`` pixels, then
+    clipped to [0, 1]; every ``blur_every`` steps it is blurred by a Gaussian of ``blur_sigma`` pixels. The
     ascent runs over ``octaves``, from ``octave_scale`` ^ -(octaves - 1) of the size to the full size; the
     detail added at one size is enlarged and added to the image at the next, which yields patterns of all
     sizes. With a ``guide`` the objective is the similarity to the guide's features instead: at each position
@@ -187,6 +203,9 @@ def deep_dream(
     def penalty(images: Tensor) -> Tensor:
         return total_variation * optimize.total_variation(images) / images[0, 0].numel()
 
+    def blur(images: Tensor, gradient: Tensor, step: int) -> Tensor:
+        return images if (step + 1) % blur_every else gaussian_blur(images, blur_sigma)
+
     def ascend(images: Tensor, octave: int) -> Optimization:
         return optimize_image(
             objective,
@@ -197,6 +216,7 @@ def deep_dream(
             # equivalent mutants: a penalty of weight 0 is 0
             regularizer=penalty if total_variation else None,
             transform=partial(optimize.jitter, pixels=jitter) if jitter else None,
+            after_step=blur if blur_every else None,
             frames=frames * (octave + 1) // octaves - frames * octave // octaves,
             seed=seed,
         )
