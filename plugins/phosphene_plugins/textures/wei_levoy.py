@@ -110,6 +110,10 @@ def exhaustive_search_copies_the_same_pixels() -> None:
         for image, single in zip(result.images, cropped, strict=True):
             expected = textbook(single, *size, window=window, levels=used, seed=2)
             assert torch.equal(image, expected), f"{used} levels: not the result of an exhaustive search"
+    # Not tileable: the corner of an image that is larger by the radius of the coarser level's window, 1 x 2.
+    cropped = tested(sample, size=(12, 14), window=3, levels=2, leaf_size=None, periodic=False, seed=2)
+    expected = textbook(sample[0], 14, 16, window=3, levels=2, seed=2)
+    assert torch.equal(cropped.images[0], expected[:, :12, :14])
     on_tree = tested(sample, size=(8, 9), window=3, levels=1, leaf_size=4, seed=2)
     exhaustive = tested(sample, size=(8, 9), window=3, levels=1, leaf_size=None, seed=2)
     assert not torch.equal(on_tree.images, exhaustive.images), "the tree is not used"
@@ -167,6 +171,9 @@ def wei_levoy(
             description="largest number of vectors in a leaf of the search tree; None: exhaustive search",
         ),
     ] = 512,
+    periodic: Annotated[
+        bool, Field(description="whether the output continues at its opposite edges, so that it can be tiled")
+    ] = True,
     seed: Seed = None,
 ) -> Synthesis:
     """Wei-Levoy texture synthesis with tree-structured vector quantization: tileable textures from a sample.
@@ -176,8 +183,9 @@ def wei_levoy(
     with N(p) the neighborhood of a pixel: in its own level the preceding pixels in scanline order in a
     ``window``, in the next coarser level of a Gaussian pyramid, already synthesized, all pixels in half
     that window. Each level starts as randomly drawn pixels of the sample. Neighborhoods wrap around at the
-    edges, so the result can be tiled. Neighborhoods of the sample are sorted into a tree by recursive
-    2-means; a search descends to the closer centroid and compares all vectors in the leaf.
+    edges, so the result can be tiled; without ``periodic`` it is cropped from an image that is larger by half
+    a window of the coarsest level. Neighborhoods of the sample are sorted into a tree by recursive 2-means;
+    a search descends to the closer centroid and compares all vectors in the leaf.
 
     Levels at which sample or image would be less than two windows wide are left out. Samples are
     (N, C, H, W) with any number of channels.
@@ -201,14 +209,16 @@ def wei_levoy(
     check_window(sample, window)
     sides = (height, width, *sample.shape[2:])
     levels = 1 + sum(min(sides) >= 2 * window * 2**level for level in range(1, levels))
+    margin = 0 if periodic else window // 2 * 2 ** (levels - 1)
+    canvas = (height + margin, width + margin)
     # equivalent mutants: only the length of the progress bar
-    total = sum(-(-height // 2**level) * -(-width // 2**level) for level in range(levels))
+    total = sum(-(-canvas[0] // 2**level) * -(-canvas[1] // 2**level) for level in range(levels))
     images = []
     for single in sample:
         pyramid = gaussian_pyramid(single, levels)
-        synthesis = synthesize(pyramid, height, width, window=window, leaf_size=leaf_size, seed=seed or 0)
+        synthesis = synthesize(pyramid, *canvas, window=window, leaf_size=leaf_size, seed=seed or 0)
         (image,) = deque(progress_bar(synthesis, "Synthesizing", total), maxlen=1)
-        images.append(torch.from_numpy(image).permute(2, 0, 1).to(sample))
+        images.append(torch.from_numpy(image[:height, :width]).permute(2, 0, 1).to(sample))
     return sampled_texture(sample, images)
 
 

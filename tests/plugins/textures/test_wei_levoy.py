@@ -93,6 +93,25 @@ def test_the_texture_is_tileable() -> None:
     assert torch.stack(seams).mean() < 0.5 * 2 * sample.var((2, 3)).mean()
 
 
+def test_every_texture_method_has_the_option_to_be_tileable() -> None:
+    for name, plugin in methods.by_family()["textures"].items():
+        assert "periodic" in methods[plugin.id].spec.params.model_fields, name
+
+
+def test_only_a_periodic_texture_continues_at_its_opposite_edges() -> None:
+    sample, seams = load_texture("swirls")[None], list[float]()
+    for periodic in (True, False):
+        textures = torch.cat(
+            [
+                wei_levoy(sample, size=32, window=5, leaf_size=64, periodic=periodic, seed=seed).images
+                for seed in range(6)
+            ]
+        )
+        errors = [(textures.select(dim, 0) - textures.select(dim, -1)).square().mean() for dim in (2, 3)]
+        seams.append(float(sum(errors)))
+    assert seams[0] < seams[1] / 2
+
+
 @pytest.mark.parametrize("channels", [1, 2, 3])
 def test_every_pixel_is_a_pixel_of_the_sample(channels: int) -> None:
     sample = torch.rand(1, channels, 14, 13, generator=torch.Generator().manual_seed(0))
