@@ -7,6 +7,7 @@ here = Path(__file__).parent
 sys.path.insert(0, str(here))
 from cheating_picture import write_cheating  # noqa: E402
 from comparing_cams import write_comparison  # noqa: E402
+from lecture_pictures import write_lecture  # noqa: E402
 from measured_figures import write_measured_figures  # noqa: E402
 from method_pages import sources_digest, write_method_pages  # noqa: E402
 from normalization import write_normalization  # noqa: E402
@@ -31,6 +32,7 @@ smartquotes = False
 write_method_pages(here / "methods", logging.getLogger(__name__).info)
 write_comparison(here / "_build" / "pictures", sources_digest(), logging.getLogger(__name__).info)
 write_cheating(here / "_build" / "pictures", sources_digest(), logging.getLogger(__name__).info)
+write_lecture(here / "_build" / "pictures", sources_digest(), logging.getLogger(__name__).info)
 write_measured_figures(here / "_build" / "pictures", sources_digest(), logging.getLogger(__name__).info)
 write_normalization(here / "_build" / "pictures", sources_digest(), logging.getLogger(__name__).info)
 write_placements(here / "_build" / "pictures", sources_digest(), logging.getLogger(__name__).info)

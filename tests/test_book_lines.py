@@ -182,34 +182,70 @@ def test_textures_of_the_page_are_tiled_and_guided() -> None:
 LECTURE = (DOCS / "lecture.md").read_text()
 #: The sections of the lecture that name methods.
 SECTIONS = (
-    *("21.1.1", "21.1.2", "21.2.1", "21.2.2", "21.3.1", "21.4.1", "21.4.2", "21.5.1", "21.5.2", "21.5.3"),
-    *("21.6.1", "21.6.2", "21.7.1", "21.7.2", "21.7.3", "21.7.4", "21.7.5", "21.7.6", "21.8.1", "21.8.2"),
-    *("21.9", "21.10", "21.11.1", "21.11.2", "21.12.1", "21.12.2"),
+    *("21.1.1", "21.1.2", "21.2.1", "21.2.2", "21.3", "21.3.1", "21.4.1", "21.4.2", "21.5.1", "21.5.2"),
+    *("21.5.3", "21.6", "21.6.1", "21.6.2", "21.7.1", "21.7.2", "21.7.3", "21.7.4", "21.7.5", "21.7.6"),
+    *("21.8", "21.8.1", "21.8.2", "21.9", "21.10", "21.11.1", "21.11.2", "21.12.1", "21.12.2"),
 )
 
 
-def test_every_section_of_the_lecture_has_methods_that_exist() -> None:
-    assert [section for section in SECTIONS if f"{section} " not in LECTURE] == []
-    pages = {*re.findall(r"methods/([a-z_.]+?)\.(?:md|html)", LECTURE)}
+def test_every_section_of_the_lecture_has_methods_and_pictures() -> None:
+    sections = re.split(r"^#+ ([\d.]+) ", LECTURE, flags=re.MULTILINE)
+    texts = dict(zip(sections[1::2], sections[2::2], strict=True))
+    assert [s for s in SECTIONS if "| topic | method" not in texts[s]] == []
+    assert [s for s in SECTIONS if ":file: _build/pictures/" not in texts[s]] == []
+    pages = {*re.findall(r"methods/([a-z_.]+?)\.md", LECTURE)}
     assert len(pages) > 80 and pages <= {*methods}
     # Every method that is called on the page is in one of its tables.
-    called = {*re.findall(r'^run\("([a-z_]+)"', LECTURE, re.MULTILINE)}
+    called = {*re.findall(r'run\("([a-z_]+)"', LECTURE)}
     assert called <= {page.partition(".")[2] for page in pages}
+    # Every parameter that a table names is one of a method.
+    fields = {f for name in methods for f in methods[name].spec.params.model_fields}
+    inputs = {declared.name for name in methods for declared in methods[name].spec.inputs}
+    tables = "\n".join(re.findall(r"^\|.*", LECTURE, re.MULTILINE))
+    named = {*re.findall(r"(?<!\[)`([a-z_]+\d?)(?:=[^`]*)?`", tables)}
+    assert named - fields - inputs <= {"weights"}
 
 
-def test_calls_of_the_lecture_are_valid() -> None:
+def test_pictures_of_the_lecture_are_of_the_calls_above_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    module = load_script("lecture_pictures", monkeypatch)
+    blocks = module.page_blocks(LECTURE)
+    pictures = [name for block in blocks for name in block.pictures]
+    assert len(pictures) == len({*pictures}) == LECTURE.count("pictures/lecture-") > 60
+    assert all({*block.pictures} <= {*module.named_calls(block)} for block in blocks)
+    # What is drawn is the result of the call; it is drawn again where the call is another one.
+    page, log = tmp_path / "page.md", list[str]()
+    monkeypatch.setattr(module, "PAGE", page)
+    text = (
+        "## 21.1 Filters\n```python\nfrom phosphene import run\n```\n```python\n"
+        'few = run("higher_layer_filters", filters=2)\n```\n:file: _build/pictures/lecture-21.1.few.html\n'
+    )
+    for filters in (2, 2, 3):
+        page.write_text(text.replace("filters=2", f"filters={filters}"))
+        module.write_lecture(tmp_path, "sources", log.append)
+        written = (tmp_path / "lecture-21.1.few.html").read_text()
+        result = methods["higher_layer_filters"](load_model("builtin:shapes-vgg"), filters=filters)
+        assert written == module.picture(module.panel_rows(result), "21.1.few")
+    assert log == ["drawing 21.1.few of the lecture"] * 2
+
+
+def test_calls_of_the_lecture_are_valid(monkeypatch: pytest.MonkeyPatch) -> None:
     """The inputs and parameters of every call, without running it."""
 
     def check(name: str, **arguments: Any) -> None:
         method = methods[name]
         inputs = {declared.name for declared in method.spec.inputs}
         method.validate({n: v for n, v in arguments.items() if n not in inputs})
+        checked.append(name)
 
-    lines = re.findall(r"^(?:run|few|regularizers|resnet).*$", LECTURE, re.MULTILINE)
+    checked: list[str] = []
     namespace: dict[str, Any] = {"run": check}
-    for line in lines:
-        exec(compile(line, "docs/lecture.md", "exec"), namespace)
-    assert len(lines) > 45
+    for block in load_script("lecture_pictures", monkeypatch).page_blocks(LECTURE):
+        if "import torch" not in block.code:
+            code = block.code.replace("from phosphene import load_model, run", "")
+            exec(compile(code, "docs/lecture.md", "exec"), namespace)
+    assert len(checked) > 70
 
 
 @pytest.mark.nightly
