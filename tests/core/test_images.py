@@ -151,11 +151,18 @@ def test_overlay_blends_the_image_in_gray_and_resizes() -> None:
     image, heat = rand(3, 8, 6), rand(8, 6, seed=1)
     color = im.colorize(heat, "turbo")
     gray = 0.2989 * image[0] + 0.587 * image[1] + 0.114 * image[2]
-    torch.testing.assert_close(im.overlay(image, heat), 0.5 * gray + 0.5 * color)
-    torch.testing.assert_close(im.overlay(image[:1], heat), 0.5 * image[:1] + 0.5 * color)
+    opacity = torch.where(heat < 0.25, 2 * heat, 0.5)
+    assert (opacity < 0.5).any()
+    torch.testing.assert_close(im.overlay(image, heat), (1 - opacity) * gray + opacity * color)
+    torch.testing.assert_close(im.overlay(image[:1], heat), (1 - opacity) * image[:1] + opacity * color)
     small = rand(3, 3, seed=2)
     large = torch.nn.functional.interpolate(small[None, None], (8, 6), mode="bilinear")[0, 0]
     torch.testing.assert_close(im.overlay(image, small), im.overlay(image, large))
+
+
+def test_overlay_shows_the_image_in_gray_where_the_heat_is_0() -> None:
+    gray = rand(1, 4, 4)
+    assert torch.equal(im.overlay(gray, torch.zeros(2, 2)), gray.expand(3, 4, 4))
 
 
 def test_overlay_shows_a_value_in_the_same_hue_on_every_color() -> None:

@@ -142,7 +142,7 @@ def test_options_of_figures(results: dict[str, Any]) -> None:
     assert {axes.get_title() for axes in result.figure(titles=False).axes} == {""}
     assert not np.array_equal(usual, drawn(result, cmap="gray"))
     assert not np.array_equal(drawn(results["saliency"]), drawn(results["saliency"], cmap="gray"))
-    assert np.array_equal(usual, drawn(result, alpha=0.5))
+    assert not np.array_equal(usual, drawn(result, alpha=0.5))  # the usual opacity is less where heat is low
     assert drawn(results["embed"], dpi=75).shape[0] == drawn(results["embed"]).shape[0] // 2
 
 

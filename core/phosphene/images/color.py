@@ -68,25 +68,26 @@ def colorize(maps: Tensor, cmap: str = "viridis") -> Tensor:
 
 
 def overlay(image: Tensor, heat: Tensor) -> Tensor:
-    """Blend an image in gray with a heat map in colors: (gray + colors) / 2.
+    """Blend an image in gray with a heat map in colors: (1 - a) gray + a colors, a = min(1, 4 heat) / 2.
 
-    The image has no colors of its own here: red heat over a teal object would be gray, and the same value
-    another color on every object.
+    Where the heat is 0 the image is seen as it is. It has no colors of its own: red heat over a teal object
+    would be gray, and the same value another color on every object.
 
     Args:
         image: (3, H, W) in [0, 1], or (1, H, W).
         heat: (h, w) in [0, 1], resized to the image.
 
     Returns:
-        (3, H, W) in [0, 1]. Inside ``map_style`` its color map and opacity are used.
+        (3, H, W) in [0, 1]. Inside ``map_style`` its color map is used, and its ``alpha`` as a everywhere.
     """
     from torchvision.transforms.functional import rgb_to_grayscale  # imported here, as matplotlib is
 
     enlarged = F.interpolate(heat[None, None].float(), image.shape[1:], mode="bilinear")[0, 0]
     gray = rgb_to_grayscale(image.detach())
-    colors, alpha = colorize(enlarged, "turbo").to(image), chosen_alpha()
-    # Not the weighted sum at 1/2, which is rounded differently.
-    return (gray + colors) / 2 if alpha == 0.5 else gray * (1 - alpha) + colors * alpha
+    colors = colorize(enlarged, "turbo").to(image)
+    alpha = chosen_alpha()
+    opacity = (4 * enlarged).clamp(max=1).to(image) / 2 if alpha is None else alpha
+    return gray * (1 - opacity) + colors * opacity
 
 
 def enlarge(images: Tensor, factor: int) -> Tensor:

@@ -55,11 +55,11 @@ def chosen_cmap(usual: str) -> str:
     return style.cmap
 
 
-def chosen_alpha() -> float:
-    """The opacity of maps over images: that of ``map_style``, or 1/2."""
+def chosen_alpha() -> float | None:
+    """The opacity of maps over images that ``map_style`` sets, if any."""
     style = _style.get()
     if style is None or style.alpha is None:
-        return 0.5
+        return None
     style.used_alpha = True
     return style.alpha
 

@@ -252,7 +252,8 @@ class Result:
 
         Args:
             cmap: matplotlib's name of the color map of maps, such as "viridis".
-            alpha: opacity of maps that are laid over images, 0 to 1.
+            alpha: opacity of maps that are laid over images, 0 to 1; default: 1/2, less below a quarter of
+                the largest value, and 0 at 0.
             columns: number of panels in a row, rounded down to complete groups.
             titles: a title for each panel, in order; False for none.
             dpi: dots per inch.

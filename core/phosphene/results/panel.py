@@ -34,7 +34,8 @@ def panel(
         results: results of the same images, such as maps of several methods; the keys of a mapping are the
             columns' titles.
         cmap: matplotlib's name of the color map of maps.
-        alpha: opacity of maps that are laid over images, 0 to 1.
+        alpha: opacity of maps that are laid over images, 0 to 1; default: 1/2, less below a quarter of the
+            largest value, and 0 at 0.
         titles: the columns' titles; default: the methods' names.
         row_titles: a title for each image, such as its class; default: the first result's titles, where all
             results have the same; False for none.

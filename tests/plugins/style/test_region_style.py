@@ -85,7 +85,12 @@ def test_regions_that_vanish_are_refused(model: Model, content: Tensor, styles: 
 
 def test_style_masks_of_another_size_are_refused(model: Model, content: Tensor, styles: Tensor) -> None:
     with pytest.raises(InputError, match="style_masks must have the styles' shape"):
-        region_style(model, content, styles, None, styles[..., :10])
+        region_style(model, content, styles[:1], None, styles[:1, ..., :10])
+
+
+def test_several_styles_need_masks(model: Model, content: Tensor, styles: Tensor) -> None:
+    with pytest.raises(InputError, match=f"{len(styles)} styles need masks"):
+        region_style(model, content, styles)
 
 
 def test_tiles_have_the_same_result(model: Model, content: Tensor, styles: Tensor) -> None:
