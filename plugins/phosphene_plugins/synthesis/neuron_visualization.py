@@ -55,11 +55,12 @@ def linear_neuron_has_its_closed_form() -> None:
     one = neuron_visualization(vector, start, layer="1", channels=(0,), **plain | {"steps": 1}).images
     assert (one - (start + 0.2 * (weight[0] + 0.2)).clamp(0, 1)).abs().max() < 1e-9
     # The layer has channels 0 and 1 of 3x3 positions.
-    for network, outside, absent in (
+    cases: tuple[tuple[Any, dict[str, Any], str], ...] = (
         (model, {"channels": (0, 2)}, "channel 2"),
         (model, {"position": (3, 0)}, "position (3, 0)"), (model, {"position": (0, 3)}, "position (0, 3)"),
         (vector, {"position": (1, 0)}, "position (1, 0)"), (vector, {"position": (0, 1)}, "position (0, 1)"),
-    ):  # fmt: skip
+    )  # fmt: skip
+    for network, outside, absent in cases:
         message = ""
         try:
             layer = "1" if network is vector else "0"
