@@ -20,7 +20,7 @@ from phosphene import (
     rewrite_backward,
     scores,
 )
-from phosphene.hooks import guard
+from phosphene.hooks import Tap, guard
 
 
 class Net(nn.Module):
@@ -72,6 +72,29 @@ def test_tap_reads_the_output_before_it_is_overwritten_in_place(model, images):
         torch.testing.assert_close(tap["norm"], expected)
         assert (tap["third"] < 0).any()
     torch.testing.assert_close(logits, model(images))
+
+
+@pytest.mark.parametrize(
+    "norm", [nn.BatchNorm2d(8), nn.Sequential(nn.BatchNorm2d(8), nn.SiLU()), nn.InstanceNorm2d(8)], ids=type
+)
+@pytest.mark.parametrize("inputs", [False, True])
+def test_gradient_of_one_image_is_that_of_it_in_a_batch(norm, inputs):
+    # Strides of einsum's gradient for one image: normalizations of torch 2.14 read it in another order.
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), norm, nn.Flatten(), nn.Linear(8 * 36, 2)).double().eval()
+    model = load_model(network, input_size=(3, 8, 8))
+    images = torch.rand(3, 3, 8, 8, dtype=torch.float64).requires_grad_()
+    weight = torch.rand(8, 8, dtype=torch.float64)
+
+    def gradient(rows: slice) -> torch.Tensor:
+        layer = network[2] if inputs else network[1]
+        with Tap({"layer": layer}, inputs=inputs) as tap:
+            model(images[rows])
+        maps = tap["layer"]
+        grams = torch.einsum("nchw,ndhw->ncd", maps, maps)
+        return torch.autograd.grad((grams * weight).sum(), images)[0][rows]
+
+    torch.testing.assert_close(gradient(slice(0, 1)), gradient(slice(None))[:1])
 
 
 def test_tapped_output_is_on_the_graph(model, images):

@@ -113,6 +113,9 @@ class Tap(Restoring):
             # Detaching here as well would disconnect the layers already read from what follows.
             if self.leaf and not (value.requires_grad and self._outputs.keys() - {name}):
                 value = value.detach().requires_grad_()
+            if value.grad_fn is not None:
+                value = value.view_as(value)  # the hook belongs to the view, not to a tensor of the caller
+                value.register_hook(_contiguous_gradient)
             self._outputs[name] = value
             self._calls[name] += 1
             if self.stop_after and all(self._calls[n] >= calls for n, calls in self.stop_after.items()):
@@ -125,6 +128,15 @@ class Tap(Restoring):
             return replace_output_tensor(output, continued)
 
         return hook
+
+
+def _contiguous_gradient(gradient: Tensor) -> Tensor | None:
+    """The gradient of one image in row-major order; None: unchanged.
+
+    Batch and instance normalization on the CPU permute the gradient of a batch of one whose strides are
+    those of ``einsum``, (C, 1, W C, C): they take it for row-major (torch 2.14).
+    """
+    return gradient.contiguous() if gradient.shape[:1] == (1,) else None
 
 
 class layer_hooks(Restoring):

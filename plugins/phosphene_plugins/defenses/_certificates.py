@@ -91,7 +91,12 @@ class Certificates(Result):
         figure = charts.new_figure(max(3.0, 1.35 * rows))
         halves: Any = figure.subfigures(1, 2, width_ratios=[1.2, 1])
         left, right = halves
-        left.suptitle("predicted class, right or wrong: radius in which it provably stays", fontsize=8)
+        title = "predicted class, right or wrong: radius in which it provably stays"
+        proven = self.radius[~self.abstained]
+        if proven.numel() and float(proven.max()) < 1 / 255:
+            # Such a proof is about no other image that a file can hold.
+            title += "\nall are below a gray level of one pixel, 1/255 = 0.0039"
+        left.suptitle(title, fontsize=8)
         axes = left.subplots(rows, columns, squeeze=False).flatten()
         for axis in axes:
             axis.set_axis_off()

@@ -39,6 +39,13 @@ def certificates_have_their_closed_forms() -> None:
     assert axes.get_xlabel() == "radius (l2)" and axes.get_ylabel() == "share of predictions proven"
     assert axes.get_title(loc="left") == "L = 2"
     assert [name for name, spine in axes.spines.items() if spine.get_visible()] == ["left", "bottom"]
+    (line,) = left.get_suptitle().splitlines()
+    assert line == "predicted class, right or wrong: radius in which it provably stays"
+    for small, abstained, lines in ((0.0039, None, 2), (0.004, None, 1), (0.0039, True, 1)):
+        drawn_small: Any = _certificates([0.001, small], torch.float64, abstained).draw()
+        title = drawn_small.subfigs[0].get_suptitle()
+        assert title.splitlines()[:1] == [line] and len(title.splitlines()) == lines
+        assert lines == 1 or title.endswith("below a gray level of one pixel, 1/255 = 0.0039")
     # Two rows of four, of which the last three stay empty.
     assert [len(axis.images) for axis in left.axes] == [1, 1, 1, 1, 1, 0, 0, 0]
     drawn = [axis.get_title(loc="left") for axis in left.axes[:5]]

@@ -262,7 +262,8 @@ def make_gallery(
 def make_exhibit(call: str, source: Source) -> Exhibit:
     """Run one method with the parameters of its spec's ``demo``; an error becomes part of the example.
 
-    Parameters that name layers, channels or classes of the demo's network are not used with another one.
+    Parameters that name layers, channels or classes of the demo's network are not used with another one,
+    nor is a radius of an attack above the method's default.
     """
     method, spec = methods[call], methods[call].spec
     takes_model = spec.input("model")
@@ -349,12 +350,20 @@ def _demo_parameters(method: Method[..., Any], source: Source) -> dict[str, Any]
         left_out |= PIXEL_PARAMETERS
     if not source.has_demo_classes(method.spec):
         left_out |= {name for name, value in demo.items() if "builtin:" in str(value)}
+    if _is_above_default(method, demo, "eps"):  # a radius that the bundled networks, or their images, need
+        left_out.add("eps")
     params = {name: value for name, value in demo.items() if name not in left_out}
     if not source.knows_scenes and not source.has_labels:
         fields = method.spec.params.model_fields
         labels = [name for name in LABEL_PARAMETERS & fields.keys() if fields[name].default in _OWN_LABELS]
         params |= dict.fromkeys(labels, "predicted")
     return params
+
+
+def _is_above_default(method: Method[..., Any], demo: Mapping[str, Any], name: str) -> bool:
+    """Whether a demo's parameter is a number above the method's default."""
+    value = demo.get(name)
+    return isinstance(value, float) and value > method.spec.params.model_fields[name].default
 
 
 def _run_on_network(

@@ -22,7 +22,7 @@ from phosphene.optimize import (
     l2_penalty,
     optimize_image,
 )
-from phosphene.spec import ParameterGroup
+from phosphene.spec import ParameterGroup, ceil, minimum, param
 from phosphene.targets import Objective
 
 from ._batch_norm_prior import BatchNormPrior
@@ -101,6 +101,9 @@ ImageParametrization: TypeAlias = Annotated[
     Literal["pixels", "fourier"],
     Field(description="optimized variables: pixels, or a Fourier spectrum with decorrelated colors"),
 ]
+
+#: Passes per step of the penalties that read layers: diversity and batch norm, each in a pass of its own.
+PENALTY_PASSES = ceil(minimum(1, param.diversity)) + ceil(minimum(1, param.batch_norm))
 
 #: Largest number of times that an initial image without gradient is replaced by other noise.
 RESTARTS = 8

@@ -12,6 +12,7 @@ from phosphene.spec import Cost, InvariantTo, Monotone, PixelRange, param, size
 
 from ._activation_maximization import (
     MORDVINTSEV,
+    PENALTY_PASSES,
     SIMONYAN,
     YOSINSKI,
     ActivationMaximization,
@@ -82,8 +83,8 @@ def first_steps_open_a_closed_unit() -> None:
     invariants=[PixelRange()],
     needs=["gradients"],
     cost=Cost(
-        forward=size.images * param.variants * ((1 + param.transparent) * param.steps + 8),
-        backward=size.images * param.variants * (param.steps + 8),
+        forward=size.images * param.variants * ((1 + param.transparent + PENALTY_PASSES) * param.steps + 8),
+        backward=size.images * param.variants * ((1 + PENALTY_PASSES) * param.steps + 8),
     ),
     oracle=linear_unit_with_l2_has_its_closed_form,
     relations=[

@@ -33,7 +33,7 @@ from phosphene.roles import Dataset, Frames, Model, Seed, Target
 from phosphene.spec import Agrees, Cost, InvariantTo, PixelRange, ScalesWith, UnitRange, param
 from phosphene.spec import size as call_size
 
-from ._activation_maximization import ImageSide, LearningRate, Steps, class_count, mean_color
+from ._activation_maximization import ImageSide, Steps, class_count, mean_color
 from ._relations import phases_by_adam
 
 #: Exponent of the magnitudes' decay and standard deviation of each decorrelated channel before the sigmoid:
@@ -185,7 +185,10 @@ def maco(
         float, Field(ge=0, le=1, description="standard deviation of the noise added to every crop")
     ] = 0.05,
     steps: Steps = 128,
-    lr: LearningRate = 0.2,
+    lr: Annotated[
+        float,
+        Field(gt=0, le=math.pi, description="learning rate: turn of a phase per step of Adam, in radians"),
+    ] = 0.2,
     frames: Frames = 0,
     seed: Seed = None,
 ) -> Synthesis:

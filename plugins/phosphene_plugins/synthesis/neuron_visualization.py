@@ -16,6 +16,7 @@ from phosphene.spec import Cost, Monotone, PixelRange, ScalesWith, param, size
 from ._activation_maximization import (
     MORDVINTSEV,
     OLAH,
+    PENALTY_PASSES,
     SIMONYAN,
     YOSINSKI,
     ActivationMaximization,
@@ -54,17 +55,19 @@ def linear_neuron_has_its_closed_form() -> None:
     one = neuron_visualization(vector, start, layer="1", channels=(0,), **plain | {"steps": 1}).images
     assert (one - (start + 0.2 * (weight[0] + 0.2)).clamp(0, 1)).abs().max() < 1e-9
     # The layer has channels 0 and 1 of 3x3 positions.
-    for network, outside in (
-        (model, {"channels": (2,)}), (model, {"position": (3, 0)}), (model, {"position": (0, 3)}),
-        (vector, {"position": (1, 0)}), (vector, {"position": (0, 1)}),
-    ):  # fmt: skip
-        refused = False
+    cases: tuple[tuple[Any, dict[str, Any], str], ...] = (
+        (model, {"channels": (0, 2)}, "channel 2"),
+        (model, {"position": (3, 0)}, "position (3, 0)"), (model, {"position": (0, 3)}, "position (0, 3)"),
+        (vector, {"position": (1, 0)}, "position (1, 0)"), (vector, {"position": (0, 1)}, "position (0, 1)"),
+    )  # fmt: skip
+    for network, outside, absent in cases:
+        message = ""
         try:
             layer = "1" if network is vector else "0"
             neuron_visualization(network, layer=layer, **{"channels": (1,)} | outside, **plain)
-        except InputError:
-            refused = True
-        assert refused
+        except InputError as error:
+            message = str(error)
+        assert message.endswith(f", no {absent}"), f"{absent} is accepted, or not named: {message}"
 
 
 def pairs_are_weighted_means(vector: Any, weight: Tensor, plain: dict[str, Any]) -> None:
@@ -98,8 +101,8 @@ def pairs_are_weighted_means(vector: Any, weight: Tensor, plain: dict[str, Any])
     invariants=[PixelRange()],
     needs=["gradients"],
     cost=Cost(
-        forward=size.channels * param.variants * ((1 + param.transparent) * param.steps + 8),
-        backward=size.channels * param.variants * (param.steps + 8),
+        forward=size.channels * param.variants * ((1 + param.transparent + PENALTY_PASSES) * param.steps + 8),
+        backward=size.channels * param.variants * ((1 + PENALTY_PASSES) * param.steps + 8),
     ),
     oracle=linear_neuron_has_its_closed_form,
     exempt={"parameters_matter": "pair_weight matters only for pairs"},

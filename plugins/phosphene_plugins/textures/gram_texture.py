@@ -108,10 +108,10 @@ def sliced_distances_have_a_closed_form() -> None:
     model = load_model(torch.nn.Sequential(pixels), input_size=(2, 8, 9), mean=(0.25, 0.5), std=(0.5, 0.75))
     sample, start = torch.rand(2, 2, 2, 8, 9, dtype=torch.float64, generator=Generator().manual_seed(1))
     options: Any = {"layers": ["0"], "statistics": "sliced_wasserstein", "seed": 3}
-    result = tested(model, sample, start, steps=REDRAW_STEPS + 1, **options)
+    result = tested(model, sample, start, steps=21, **options)
     paper = tested(model, sample, start, steps=1, normalization="gatys", weights=[2.0], **options)
-    (drawn,) = draw_directions([2], 3)
-    assert (drawn.norm(dim=1) - 1).abs().max() < 1e-12 and (drawn[0] - drawn[1]).abs().max() > 0.1
+    drawn = torch.randn(2, 2, dtype=torch.float64, generator=Generator().manual_seed(3))
+    drawn = drawn / drawn.norm(dim=1, keepdim=True)
     for n in range(2):
         rows = [
             ((images[n] - mean[:, None, None]) / std[:, None, None]).flatten(1) for images in (start, sample)
@@ -123,14 +123,34 @@ def sliced_distances_have_a_closed_form() -> None:
             energy += float(y.square().mean()) / 2
         assert abs(float(result.scores[0, n]) - distance / energy) < 1e-9, "the first loss differs"
         assert abs(float(paper.scores[0, n]) - 2 * distance) < 1e-9, "the loss without normalization differs"
-    continued = tested(model, sample, tested(model, sample, start, steps=REDRAW_STEPS, **options).images,
-                       steps=1, **options | {"seed": 3 + REDRAW_STEPS})  # fmt: skip
-    assert torch.equal(continued.images, result.images), "new directions are not drawn"
+    earlier = tested(model, sample, start, steps=20, **options)
+    continued = tested(model, sample, earlier.images, steps=1, **options | {"seed": 3 + 20})
+    assert torch.equal(continued.images, result.images), "new directions are not drawn after 20 steps"
+
+
+def images_are_periodic_and_samples_end() -> None:
+    """Features = sums over 3 x 3: of a periodic image also across its edges, of the sample with zeros."""
+    tested: Any = gram_texture
+    box = torch.nn.Conv2d(1, 1, 3, padding=1, bias=False).double()
+    torch.nn.init.ones_(box.weight)
+    model = load_model(torch.nn.Sequential(box), input_size=(1, 8, 8))
+    sample, start = torch.rand(2, 1, 1, 6, 8, dtype=torch.float64, generator=Generator().manual_seed(0))
+    for periodic in (False, True):
+        options: Any = {"layers": ["0"], "normalization": "gatys", "steps": 1, "periodic": periodic}
+        grams = []
+        for image, mode in ((sample, "constant"), (start, "circular" if periodic else "constant")):
+            padded = torch.nn.functional.pad(image, (1, 1, 1, 1), mode)
+            sums = padded.unfold(2, 3, 1).unfold(3, 3, 1).sum((4, 5))
+            grams.append(sums.square().mean())
+        expected = (grams[1] - grams[0]).square() / 4
+        result = tested(model, sample, start, **options)
+        assert abs(float(result.scores[0, 0] - expected)) < 1e-9, f"the loss of periodic={periodic} differs"
 
 
 def pixels_as_features_have_a_closed_form() -> None:
     """Features = normalized pixels, and their means over 2 x 2: the loss of the first images by hand."""
     sliced_distances_have_a_closed_form()
+    images_are_periodic_and_samples_end()
     tested: Any = gram_texture  # its result has every field here
     mean, std = (torch.tensor(v, dtype=torch.float64)[:, None, None] for v in ((0.25, 0.5), (0.5, 0.75)))
     pixels = torch.nn.Conv2d(2, 2, 1, bias=False).double()

@@ -88,6 +88,17 @@ def test_lengths_in_pixels_are_those_of_the_demo_only_with_images_of_its_size(so
             assert not any(words in description for words in (" in pixels", "pixels between")), (call, name)
 
 
+def test_radius_of_an_attack_is_at_most_the_default(source: Source) -> None:
+    parameters = {call: gallery._demo_parameters(methods[call], source) for call in methods.load_all()}
+    radii = {call: values["eps"] for call, values in parameters.items() if "eps" in values}
+    assert "attacks.universal" not in radii and radii["robustness.auto_attack"] == 2 / 255
+    for call, eps in radii.items():
+        default = methods[call].spec.params.model_fields["eps"].default
+        assert isinstance(eps, list) or eps <= default, call
+    bundled = gallery._demo_parameters(methods["universal"], Source(load_model("builtin:shapes-vgg"), None))
+    assert bundled["eps"] == 0.2
+
+
 def test_networks_and_data_sets_that_only_the_bundled_gallery_has_are_named(source: Source) -> None:
     calls = [methods[name].spec.short_name for name in methods.load_all()]
     lacking = {call for call in calls if gallery._card_inputs(methods[call].spec, source)[1]}

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from phosphene import DivergenceError, InputError, Model, load_model, max_batch, methods, run
+from phosphene.testing import Case, check
 
 visualize = methods["synthesis.neuron_visualization"]
 
@@ -51,6 +52,12 @@ def test_every_regulariser_alone_and_all_together(model: Model) -> None:
         assert not torch.equal(result.images, plain.images), one
         together |= one
     assert visualize(model, **bare | together).images.shape == (2, 3, 12, 12)
+
+
+@pytest.mark.parametrize("name", ["synthesis.neuron_visualization", "synthesis.class_visualization"])
+@pytest.mark.parametrize("penalty", ["batch_norm", "diversity"])
+def test_passes_of_the_penalties_are_within_the_cost(name: str, penalty: str) -> None:
+    check(methods[name], "within_cost", Case(params={penalty: 0.5, "variants": 2, "steps": 40}))
 
 
 def test_layers_above_do_not_run_and_batch_size_changes_nothing(model: Model) -> None:
