@@ -7,8 +7,6 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parent.parent
 FILES = sorted(path for folder in ("core", "plugins") for path in (ROOT / folder).rglob("*.py"))
 #: Participles and metaphors that say nothing about the value that they name.
@@ -55,10 +53,10 @@ def bound_names(tree: ast.Module) -> Iterator[tuple[int, str]]:
                 yield node.lineno, name
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
-def test_no_name_is_a_participle_or_a_metaphor(file: Path) -> None:
+def test_no_name_is_a_participle_or_a_metaphor() -> None:
     names = [
-        (line, name)
+        f"{file.relative_to(ROOT)}, line {line}: {name}"
+        for file in FILES
         for line, name in bound_names(ast.parse(file.read_text()))
         if name.strip("_") in MEANINGLESS
     ]
@@ -91,9 +89,11 @@ QUOTED = (
 )
 
 
-@pytest.mark.parametrize("file", TEXTS, ids=lambda file: str(file.relative_to(ROOT)))
-def test_spelling_is_american(file: Path) -> None:
-    text = re.sub(r"https?://\S+", "", file.read_text())
-    for quoted in QUOTED:
-        text = text.replace(quoted, "")
-    assert [match[0] for match in BRITISH.finditer(text)] == []
+def test_spelling_is_american() -> None:
+    words = []
+    for file in TEXTS:
+        text = re.sub(r"https?://\S+", "", file.read_text())
+        for quoted in QUOTED:
+            text = text.replace(quoted, "")
+        words += [f"{file.relative_to(ROOT)}: {match[0]}" for match in BRITISH.finditer(text)]
+    assert words == []

@@ -11,14 +11,17 @@ import os
 import pytest
 
 from phosphene import methods
-from phosphene.testing import BoundCheck, parametrize_with_checks
+from phosphene.testing import check_method
 
 PROFILE = os.environ.get("PHOSPHENE_PROFILE", "quick")
 
 
-@parametrize_with_checks(sorted(methods), profile=PROFILE, only_declared=True)
-def test_conformance(check: BoundCheck) -> None:
-    check()
+# One test for all checks of a method, as thousands of short tests take longer than what they run.
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.xdist_group(n)) for n in sorted(methods)])
+def test_conformance(name: str) -> None:
+    report = check_method(name, profile=PROFILE)
+    assert report.ok, "\n\n".join(map(str, report.failures))
 
 
 #: Scores and the first two have no cost of their own: it depends on the methods that they run. The last two
@@ -31,9 +34,8 @@ WITHOUT_COST = (
 )
 
 
-@pytest.mark.parametrize("name", sorted(methods))
-def test_first_party_method_declares_references_cost_and_oracle(name: str) -> None:
-    spec = methods[name].spec
-    assert spec.references
-    assert (spec.cost is None) == (spec.family == "scores" or name in WITHOUT_COST)
-    assert spec.oracle is not None
+def test_first_party_methods_declare_references_cost_and_oracle() -> None:
+    specs = {name: methods[name].spec for name in methods}
+    assert not [name for name, spec in specs.items() if not spec.references or spec.oracle is None]
+    without_cost = {name for name, spec in specs.items() if spec.family == "scores"} | {*WITHOUT_COST}
+    assert {name for name, spec in specs.items() if spec.cost is None} == without_cost

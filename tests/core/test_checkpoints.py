@@ -30,6 +30,9 @@ from phosphene import (
 from phosphene.results import Synthesis
 from phosphene.roles import Dataset, Model, Seed
 
+#: In one process, one of the first: it takes longer to fork one that has grown.
+pytestmark = pytest.mark.xdist_group("forks")
+
 #: Indices of the images that were read, and indices at which a run is interrupted once.
 read: list[int] = []
 cuts: list[int] = []

@@ -30,6 +30,9 @@ from phosphene.files import check_output_folder, system
 from phosphene.files.work_folders import sweep, work_folder
 from phosphene.results import Synthesis
 
+#: In one process, one of the first: it takes longer to fork one that has grown.
+pytestmark = pytest.mark.xdist_group("forks")
+
 
 class Plain(Synthesis):
     """A result whose figure takes no time."""

@@ -150,11 +150,11 @@ def test_figure_draws_names_as_they_are(name: str, tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # a missing glyph, a layout that collapsed
         figure = result.figure()
-        assert result.png()
+        saved = result.save(tmp_path / "saved")  # with the figure as PNG
     texts: Any = figure.findobj(Text)
     assert not any(text.get_parse_math() and "$" in text.get_text() for text in texts)
     assert not any(len(line) > 80 for text in texts for line in text.get_text().split("\n"))
-    loaded = load_result(result.save(tmp_path / "saved"))
+    loaded = load_result(saved)
     assert loaded.lines() == result.lines() and loaded.png()
     assert all(line.isprintable() for group in result.panels() for line in (panel.title for panel in group))
     check_html(picture(result.rows(), spec.title), {"div", "figure", "img", "figcaption"})

@@ -220,9 +220,18 @@ def imports_during_the_call(images: Images) -> Attribution:
     return Attribution(images=images, maps=images.mean(1), targets=("mean",) * len(images))
 
 
-@parametrize_with_checks([by_name("plain_gradient")], profile="quick")
+@parametrize_with_checks([by_name("plain_gradient")], profile="quick", only_declared=True)
 def test_parametrize_with_checks_makes_one_test_per_check(check: Any) -> None:
     check()
+
+
+def test_checks_that_a_declaration_skips_are_left_out() -> None:
+    every, declared = (
+        [parameter.values[0].check for parameter in parametrize_with_checks(["saliency"], **only).args[1]]
+        for only in ({}, {"only_declared": True})
+    )
+    names = [check.name for check in every if check.reason_to_skip(methods["saliency"]) is None]
+    assert len(names) < len(every) and [check.name for check in declared] == names
 
 
 def test_pytest_runs_the_checks_of_a_method_in_any_repository(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -431,7 +433,7 @@ PURPOSE_BUILT: dict[str, Callable[[], nn.Module]] = {
 def make_network(name: str) -> Model:
     """A new instance of one of the small networks, or the bundled ``shapes-vgg``; always the same weights."""
     if name == "shapes-vgg":
-        return load_model("builtin:shapes-vgg")
+        return copy.deepcopy(_bundled_network())
     if name not in NETWORKS and name not in PURPOSE_BUILT:
         raise UnknownName("network", name, network_names())
     with fork_random_state():
@@ -445,6 +447,12 @@ def make_network(name: str) -> Model:
     if name == "unsized":
         return load_model(module, classes=[f"class {n}" for n in range(CLASSES)], **normalization)
     return load_model(module, input_size=(channels, SIZE, SIZE), task=TASKS.get(name), **normalization)
+
+
+@functools.cache
+def _bundled_network() -> Model:
+    """One instance of the bundled network, which is copied: reading it takes longer."""
+    return load_model("builtin:shapes-vgg")
 
 
 def network_names() -> Iterable[str]:

@@ -92,6 +92,10 @@ def _result_bytes(observation: Observation) -> int:
     return sum(tensor.nbytes for _, tensor in tensors_in(observation.result))
 
 
+#: Networks, other than the first, whose structure was recorded in a run that was observed: see ``_observe``.
+_recorded_networks: set[tuple[str, str | None, bool]] = set()
+
+
 def observe(method: Method[..., Any], case: Case) -> Observation:
     """Run a case once and record everything observable about it."""
     imported = set(sys.modules)
@@ -102,7 +106,12 @@ def observe(method: Method[..., Any], case: Case) -> Observation:
 
 
 def _observe(method: Method[..., Any], case: Case) -> Observation:
-    model = case.model(recorded=False)  # recording is a part of the run that is observed
+    # Recording the structure is a part of the run that is observed: of every method on the first network, and
+    # of the first method on any other one. It takes longer than most runs.
+    network = (case.network, case.precision, case.double)
+    model = case.model(recorded=network in _recorded_networks)
+    if case.network != type(case)().network:
+        _recorded_networks.add(network)
     try:
         inputs = case.inputs(method, model)
     except PhospheneError as refusal:  # an output from which no input can be made, such as labels

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def _assert_refused(method: AnyMethod, inputs: dict[str, Any], params: dict[str, Any], what: str) -> None:
     """Assert that a call raises a PhospheneError with a message, before any forward pass."""
-    model = next((v for v in inputs.values() if hasattr(v, "module")), make_network("double"))
+    model = next((v for v in inputs.values() if hasattr(v, "module")), None) or make_network("double")
     with count_passes(model.module) as passes:
         try:
             method(**inputs, **params)
