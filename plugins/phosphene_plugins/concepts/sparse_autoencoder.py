@@ -31,6 +31,7 @@ from phosphene.spec import Cost, InvariantTo, PixelRange, UnitRange, length, max
 from ..synthesis._activation_maximization import ActivationMaximization, maximize_activation
 from ._autoencoder_role import Autoencoder
 from ._code_statistics import CodeStatistics, code_maps, map_features, on_model
+from ._published_autoencoder_oracle import published_files_have_known_codes
 from ._sparse_autoencoder import (
     FIT,
     AutoencoderNetwork,
@@ -133,6 +134,7 @@ class SparseCodes(Result):
 
 def _oracle() -> None:
     """Codes that are channels of the image have its pixels as maps, and known R2, L0 and density."""
+    published_files_have_known_codes()
     network = nn.Sequential(nn.Identity(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2)).double()
     model = load_model(network, mean=[0.5, 0.4, 0.3], std=[0.5, 0.25, 1.0], input_size=(3, 3, 4))
     draw = torch.Generator().manual_seed(0)

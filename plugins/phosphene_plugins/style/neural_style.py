@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torchvision.ops import Permute
 
 from phosphene import InputError, ModelError, Reference, hookimpl, load_model, method
 from phosphene.images import noise_images, resize
@@ -180,6 +181,14 @@ def tiles_cover_images() -> None:
         gradients = [torch.autograd.grad(value.sum(), images)[0] for value in values]
         assert torch.allclose(values[0], values[1], rtol=1e-10), "tiles change a loss of features"
         assert (gradients[0] - gradients[1]).abs().max() < 1e-10, "tiles change the gradient of a loss"
+    # Of two layouts of one shape, the layer's name says which a map has.
+    both = nn.Sequential(nn.Conv2d(3, 3, 1, bias=False), Permute([0, 2, 3, 1]))
+    square, channels_last = (
+        images.detach()[..., :3, :3].float(),
+        StyleLoss(load_model(both, input_size=(3, 3, 3)), "1", ["0"]),
+    )
+    first, last = channels_last.features(square)
+    assert torch.equal(first, last) and torch.equal(channels_last.content_features(square), first)
     everywhere = load_model(nn.Sequential(nn.InstanceNorm2d(3)), input_size=(3, 16, 16))
     try:
         split_into_tiles(StyleLoss(everywhere), images, 16)
