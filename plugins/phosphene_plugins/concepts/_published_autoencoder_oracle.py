@@ -8,10 +8,11 @@ from tempfile import TemporaryDirectory
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from phosphene import InputError
+from phosphene import InputError, load_model
 
+from ._code_statistics import map_features, on_model
 from ._sparse_autoencoder import (
     AutoencoderNetwork,
     PublishedOptions,
@@ -35,6 +36,7 @@ def published_files_have_known_codes() -> None:
         _activations_and_thresholds(Path(folder) / "codes.safetensors")
         _refusals(Path(folder) / "codes.safetensors")
     _networks_of_fits()
+    _activations_of_vectors()
 
 
 def _read(path: Path, tensors: Mapping[str, Tensor]) -> SparseAutoencoder:
@@ -152,3 +154,21 @@ def _networks_of_fits() -> None:
         torch.testing.assert_close(normalized(rows)[int(sign < 0)], expected, rtol=1e-4, atol=1e-3)
     centered = code_direction(normalized, "0", 1)
     assert centered.vector.tolist() == [-1, 1] and centered.threshold is None
+
+
+def _activations_of_vectors() -> None:
+    """A vector is a map of one position, and has channels; a copy of the network in the model's precision."""
+    network = nn.Sequential(nn.Conv2d(3, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()).double()
+    model = load_model(network, input_size=(3, 4, 5))
+    images = torch.rand(2, 3, 4, 5, dtype=torch.float64)
+    maps = map_features(model, images, "2")
+    assert torch.equal(maps[..., 0, 0], model.features(images, "2")) and maps.shape == (2, 2, 1, 1)
+    for layer in ("0", "2"):
+        copied = on_model(AutoencoderNetwork(2, 3), model, layer)
+        assert copied.bias.dtype == torch.float64
+        refusal = ""
+        try:
+            on_model(AutoencoderNetwork(4, 3), model, layer)
+        except InputError as error:
+            refusal = str(error)
+        assert refusal == f"layer '{layer}' has 2 channels, the codes are of a layer with 4"

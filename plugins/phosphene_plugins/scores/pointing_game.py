@@ -1,17 +1,26 @@
 """Pointing game: whether an attribution map's maximum lies in the object."""
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from phosphene import Method, Reference, TensorDataset, hookimpl, load_model, method
+from phosphene import Class, InputError, Method, Reference, TensorDataset, hookimpl, load_model, method
 from phosphene.data import peak_hits
 from phosphene.roles import Dataset, Model, Seed
 from phosphene.spec import InvariantTo, ScalesWith
 
-from ._evaluate_maps import Metric, ScoringContext, positive_part
+from ._evaluate_maps import (
+    EvaluationSet,
+    Metric,
+    ScoringContext,
+    baseline_sources,
+    evaluate_maps,
+    method_source,
+    positive_part,
+)
 from ._parameters import Budget, MapTarget, MaxImages, MethodName, MethodParams, Radius
 from ._score_table import Scores, score_method
 
@@ -47,6 +56,40 @@ def model_of_one_pixel_hits_objects_at_that_pixel() -> None:
     torch.testing.assert_close(result.maps[0, 0], weight.expand(3, -1, -1))
     assert result.columns == ("pointing", "within 2 px") and result.higher_is_better == (True, True)
     assert pointing_metric(2).needs_masks
+    sources_and_limits_by_hand(model, dataset)
+
+
+def sources_and_limits_by_hand(model: Model, dataset: TensorDataset) -> None:
+    """Baselines cost no pass; the costliest metric limits the images; images of the model's precision."""
+    center, noise = baseline_sources(3, 5)
+    images = torch.rand(2, 1, 9, 5, dtype=torch.float64)
+    for source in (center, noise):
+        assert source.passes(model, images) == 0
+    maps = center.compute(model, images, Class(0), range(2))
+    # A Gaussian with a quarter of the side as standard deviation: from -1 to 1, half a unit.
+    rows, columns = (torch.tensor([2 * n / (side - 1) - 1 for n in range(side)]).double() for side in (9, 5))
+    expected = torch.exp(-((rows[:, None] / 0.5) ** 2 + (columns / 0.5) ** 2) / 2)
+    torch.testing.assert_close(maps, expected.expand(2, -1, -1), rtol=0, atol=1e-7)
+    assert maps.dtype == torch.float64 and maps[0, 4, 2] == 1
+    double = TensorDataset(dataset.read(range(3)).double(), ["0", "1", "0"], dataset.masks(range(3)))
+    data = EvaluationSet(model, double, 3, "label", needs_masks=True)
+    read, masks = data.read(range(1, 3))
+    objects = dataset.masks([1, 2])
+    assert read.dtype == torch.float32 and masks is not None and objects is not None
+    assert torch.equal(masks, objects)
+    cheap = pointing_metric(0)
+    costly = dataclasses.replace(cheap, recomputations=3)
+    # A gradient costs three passes, and 4 of them 12: of 24 passes, two images.
+    source = method_source("attribution.saliency", {}, 0)
+    for metrics, count in (([cheap], 3), ([cheap, costly], 2), ([costly, cheap], 2)):
+        result = evaluate_maps([model], data, [source, center], metrics, budget=24, examples=1)
+        assert result.counts[0, :, 0].tolist() == [count, 3], metrics
+    refusal = ""
+    try:
+        method_source("attacks.fgsm", {}, 0)
+    except InputError as error:
+        refusal = str(error)
+    assert "fgsm returns no maps" in refusal and "grad_cam, " in refusal
 
 
 @method(
