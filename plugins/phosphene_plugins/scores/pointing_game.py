@@ -9,10 +9,12 @@ from torch import Tensor, nn
 
 from phosphene import Class, InputError, Method, Reference, TensorDataset, hookimpl, load_model, method
 from phosphene.data import peak_hits
+from phosphene.images import colorize
 from phosphene.roles import Dataset, Model, Seed
 from phosphene.spec import InvariantTo, ScalesWith
 
 from ._evaluate_maps import (
+    Evaluation,
     EvaluationSet,
     Metric,
     ScoringContext,
@@ -89,7 +91,33 @@ def sources_and_limits_by_hand(model: Model, dataset: TensorDataset) -> None:
         method_source("attacks.fgsm", {}, 0)
     except InputError as error:
         refusal = str(error)
+    table_by_hand()
     assert "fgsm returns no maps" in refusal and "grad_cam, " in refusal
+
+
+def table_by_hand() -> None:
+    """Two models, three sources, two columns; means of the first values, and undefined ones."""
+    values = torch.arange(36.0, dtype=torch.float64).view(2, 3, 2, 3).square()
+    counts = torch.full((2, 3, 2), 3)
+    counts[1, 2, 1], counts[0, 1, 0], counts[0, 0, 1] = 0, 2, 1
+    maps, images = torch.rand(2, 3, 1, 4, 5), torch.rand(1, 3, 4, 5)
+    metric = Metric(("up", "down"), (True, False), _PeakHits(1))
+    sources = [method_source("attribution.saliency", {}, 0), *baseline_sources(1, 0)]
+    evaluation = Evaluation(values, counts, images, None, maps)
+    scores = Scores.from_evaluation(evaluation, ["a", "b"], sources, [metric])
+    assert scores.value("random maps", "down", "b") is None and scores.value("center point", "up") == 42.5
+    # 6, 7 and 8 of the first model, 24, 25 and 26 of the second, squared.
+    assert scores.value("saliency", "up", "b") == (18**2 + 19**2 + 20**2) / 3 and scores.counts is counts
+    table = scores.table()
+    assert table["model"] == ["a"] * 6 + ["b"] * 6 and table["score"] == ["up", "down"] * 6
+    assert table["method"] == [name for name in scores.names for _ in range(2)] * 2
+    assert table["mean"][2] == 42.5 and table["mean"][11] is None and table["standard_error"][11] is None
+    # The deviation of 36 and 49 is 6.5 sqrt(2), and their mean's error 6.5; of one value it is unknown.
+    assert abs(table["standard_error"][2] - 6.5) < 1e-12 and table["images"] == counts.flatten().tolist()
+    assert table["higher_is_better"] == [True, False] * 6
+    colored = scores.colored_maps(1, 0)
+    for row, single in zip(colored, maps[1, :, 0], strict=True):
+        assert torch.equal(row, colorize((single / single.flatten().quantile(0.99))[None], "inferno")[0])
 
 
 @method(
