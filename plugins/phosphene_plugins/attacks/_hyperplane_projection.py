@@ -38,6 +38,7 @@ def _all_together(limit: Tensor, gain: Tensor, offset: Tensor, norm: Norm) -> Te
         missing = offset - torch.where(at_limit, gain * limit, 0).sum(1, keepdim=True)
         rate = torch.where(at_limit, 0, gain * speed).sum(1, keepdim=True)
         k = torch.where(rate > 0, missing / torch.where(rate > 0, rate, 1), 0).clamp(min=0)
+        # equivalent mutants: a pixel exactly at its limit moves as far
         beyond = ~at_limit & (k * speed > limit)
         if not beyond.any():
             return torch.where(at_limit, limit, k * speed)
@@ -49,7 +50,7 @@ def _largest_gain_first(limit: Tensor, gain: Tensor, offset: Tensor) -> Tensor:
     gain, order = gain.sort(dim=1, descending=True, stable=True)
     limit = limit.gather(1, order)
     gained = (gain * limit).cumsum(1) - gain * limit
-    # equivalent mutants: a pixel of gain 0 does not move
+    # equivalent mutants: a component of 0 has the sign 0
     size = (offset - gained) / torch.where(gain > 0, gain, 1)
-    size = torch.where(gain > 0, torch.minimum(size.clamp(min=0), limit), 0)
+    size = torch.minimum(size.clamp(min=0), limit)
     return torch.empty_like(size).scatter_(1, order, size)
