@@ -7,7 +7,7 @@ import torch
 from pydantic import Field
 
 from phosphene import Method, hookimpl, method
-from phosphene.errors import InputError, ModelError
+from phosphene.errors import InputError, ModelError, UnknownName
 from phosphene.models import Layout
 from phosphene.roles import Images, LayerName, Model
 from phosphene.spec import Cost, SumsToOne, UnitRange, size
@@ -69,7 +69,14 @@ def tokens_by_hand(model: Model) -> None:
     )
     for case, query, expected in cases:
         assert query_tokens(query, case, model, (12, 24)) == expected
+    # Behind the blocks, queries of its own attend to their tokens.
+    _, pooled, images = linear_transformer(pool="attention")
+    behind = global_tokens(pooled, images, "attention_maps")
+    assert (behind.layers, behind.pooling, behind.pooled) == (("blocks.0", "blocks.1"), "pooling", (1,))
+    alone = global_tokens(pooled, images, "attention_maps", ["blocks.0"])
+    assert (alone.layers, alone.pooling, alone.pooled) == (("blocks.0",), None, ())
     for call, message in (
+        (lambda: global_tokens(model, images, "x", ["blocks.9"]), "blocks.9"),
         (lambda: query_tokens("class", registers, model, (12, 24)), "has no class token before its patches"),
         (lambda: query_tokens(None, dataclasses.replace(tokens, read=()), model, (12, 24)), "does not show"),
         (lambda: tokens.patch_at((24, 0), (12, 24)), "(24, 0) is outside the image of 24x12 pixels"),
@@ -78,7 +85,7 @@ def tokens_by_hand(model: Model) -> None:
         refusal = ""
         try:
             call()
-        except (InputError, ModelError) as error:
+        except (InputError, ModelError, UnknownName) as error:
             refusal = str(error)
         assert message in refusal, refusal
 
