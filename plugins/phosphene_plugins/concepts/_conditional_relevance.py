@@ -45,7 +45,7 @@ class LayerRelevance:
         propagation.check_score(score)
         gradient = None
         if self.output.requires_grad:
-            (gradient,) = torch.autograd.grad(score.sum(), self.output, retain_graph=True, allow_unused=True)
+            (gradient,) = torch.autograd.grad(score.sum(), self.output, allow_unused=True)
         if gradient is None:
             raise ModelError(f"{target} has no relevance in layer {layer!r}: choose another layer")
         self._gradient = gradient

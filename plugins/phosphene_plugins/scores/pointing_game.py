@@ -97,7 +97,7 @@ def sources_and_limits_by_hand(model: Model, dataset: TensorDataset) -> None:
 
 def table_by_hand() -> None:
     """Two models, three sources, two columns; means of the first values, and undefined ones."""
-    values = torch.arange(36.0, dtype=torch.float64).view(2, 3, 2, 3).square()
+    values = torch.arange(48.0, dtype=torch.float64).view(2, 3, 2, 4).square()
     counts = torch.full((2, 3, 2), 3)
     counts[1, 2, 1], counts[0, 1, 0], counts[0, 0, 1] = 0, 2, 1
     maps, images = torch.rand(2, 3, 1, 4, 5), torch.rand(1, 3, 4, 5)
@@ -105,15 +105,16 @@ def table_by_hand() -> None:
     sources = [method_source("attribution.saliency", {}, 0), *baseline_sources(1, 0)]
     evaluation = Evaluation(values, counts, images, None, maps)
     scores = Scores.from_evaluation(evaluation, ["a", "b"], sources, [metric])
-    assert scores.value("random maps", "down", "b") is None and scores.value("center point", "up") == 42.5
-    # 6, 7 and 8 of the first model, 24, 25 and 26 of the second, squared.
-    assert scores.value("saliency", "up", "b") == (18**2 + 19**2 + 20**2) / 3 and scores.counts is counts
+    assert scores.value("random maps", "down", "b") is None and scores.value("center point", "up") == 72.5
+    # The means of 8 and 9, and of 24, 25 and 26, all squared.
+    assert scores.value("saliency", "up", "b") == (24**2 + 25**2 + 26**2) / 3 and scores.counts is counts
+    assert scores.values[1, 2, 1] == 0 and scores.standard_errors[0, 0, 1] == 0
     table = scores.table()
     assert table["model"] == ["a"] * 6 + ["b"] * 6 and table["score"] == ["up", "down"] * 6
     assert table["method"] == [name for name in scores.names for _ in range(2)] * 2
-    assert table["mean"][2] == 42.5 and table["mean"][11] is None and table["standard_error"][11] is None
-    # The deviation of 36 and 49 is 6.5 sqrt(2), and their mean's error 6.5; of one value it is unknown.
-    assert abs(table["standard_error"][2] - 6.5) < 1e-12 and table["images"] == counts.flatten().tolist()
+    assert table["mean"][2] == 72.5 and table["mean"][11] is None and table["standard_error"][11] is None
+    # The deviation of 64 and 81 is 8.5 sqrt(2), and their mean's error 8.5.
+    assert abs(table["standard_error"][2] - 8.5) < 1e-12 and table["images"] == counts.flatten().tolist()
     assert table["higher_is_better"] == [True, False] * 6
     colored = scores.colored_maps(1, 0)
     for row, single in zip(colored, maps[1, :, 0], strict=True):
