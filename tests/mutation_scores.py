@@ -29,9 +29,9 @@ Scores of the last two are lower bounds. Shared modules are tested by all method
 methods that the column names. Methods of a result that display it are not changed. "code" is the start of the
 SHA-256 digest of the code that was measured, without texts and types.
 
-Modules of types, texts and display, in which nothing is changed, have no row, and neither have modules that are
-tests or inputs of the kit themselves: oracles, closed forms, cases, references that methods are compared with,
-relations and roles. `python tests/mutation_scores.py --missing` lists the others without a row.
+Modules of types, texts and display, in which nothing is changed, have no row. Neither have modules that are
+tests or inputs of the kit: oracles, closed forms, cases, references of comparisons, relations and roles.
+`python tests/mutation_scores.py --missing` lists the others without a row.
 
 `python tests/mutation_scores.py NAME ...` measures methods and modules and writes their rows:
 
@@ -113,9 +113,9 @@ def measured_scores() -> dict[str, tuple[int, str]]:
     }
 
 
-#: Names of modules that are tests, or inputs of the conformance kit. (``_query_oracle`` is that of an attack.)
+#: Names of modules that are tests, or inputs of the conformance kit. ``_query_oracle`` is that of an attack.
 TEST_MODULE = re.compile(
-    r"(?!_query_oracle)_(.*_)?(cases|closed_forms|oracle|reference|relations|roles?)|_(oracle|reference|textbook)_.*"
+    r"_(?!query)(.*_)?(cases|closed_forms|oracle|reference|relations|roles?)|_(oracle|reference|textbook)_.*"
 )
 
 

@@ -38,7 +38,7 @@ class LayerRelevance:
         self, propagation: RelevancePropagation, model: Model, images: Tensor, target: Objective, layer: str
     ) -> None:
         self._propagation = propagation
-        self._pixels = images.detach().clone().requires_grad_()
+        self._pixels = images.detach().requires_grad_()
         with model.tap(layer) as tap:
             score = scores(model, self._pixels, target)
             self.output = tap[layer]

@@ -158,12 +158,30 @@ def _layers_of_other_layouts() -> None:
     ):
         result = concept_relevance(model, images, 1, layer=layer, **options)
         torch.testing.assert_close(result.relevance, relevance.sum((2, 3)).detach())
-    refusal = ""
-    try:
-        concept_relevance(model, images, 1, layer="5", rules={"3": "gamma"})
-    except ModelError as error:
-        refusal = str(error)
-    assert "no convolution or linear layer below the target is '3'" in refusal, refusal
+    beside = load_model(_Beside().double(), input_size=(3, 2, 3))
+    for network_model, layer, rules, message in (
+        (model, "5", {"3": "gamma"}, "no convolution or linear layer below the target is '3'"),
+        (beside, "side", {}, "has no relevance in layer 'side'"),
+    ):
+        refusal = ""
+        try:
+            concept_relevance(network_model, images, 1, layer=layer, rules=rules)
+        except ModelError as error:
+            refusal = str(error)
+        assert message in refusal, refusal
+
+
+class _Beside(nn.Module):
+    """A linear layer, and another one that runs and that the logits do not depend on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.side, self.head = nn.Linear(18, 4), nn.Linear(18, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.side(x.flatten(1))
+        result: Tensor = self.head(x.flatten(1))
+        return result
 
 
 @method(
