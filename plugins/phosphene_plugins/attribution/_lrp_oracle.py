@@ -299,6 +299,22 @@ def calls_have_their_relevance(lrp: Callable[..., Any]) -> None:
         ),
         (lambda y: torch.var_mean(y, 1)[1], lambda y: y.mean(1)),
         (lambda y: F.dropout(y, training=False), lambda y: y),
+        (
+            lambda y: F.cosine_similarity(0 * y, other[None], eps=1e-3) + y.mean(1),
+            lambda y: y.mean(1),
+        ),
+        (
+            _overwritten,
+            lambda y: (y.detach() * y.flip(1) + y * y.flip(1).detach()) / 2,
+        ),
+        (
+            lambda y: F.scaled_dot_product_attention(y, other.expand_as(y), y, scale=1.0),
+            lambda y: (y @ other.mT).softmax(3).detach() @ y,
+        ),
+        (
+            lambda y: F.scaled_dot_product_attention(other.expand_as(y), y, y, scale=1.0),
+            lambda y: (other @ y.mT).softmax(3).detach() @ y,
+        ),
     ]
     for number, (call, reference) in enumerate(pairs):
         with fork_random_state():
@@ -316,6 +332,38 @@ def calls_have_their_relevance(lrp: Callable[..., Any]) -> None:
             expected = (x * gradient).sum(1).detach()
             maps = lrp(model, images, index, epsilon=0).maps
             torch.testing.assert_close(maps, expected, msg=f"call {number}")
+
+
+def _overwritten(y: Tensor) -> Tensor:
+    product = y * 1
+    product.mul_(y.flip(1))
+    return product
+
+
+def products_with_weights_are_layers(lrp: Callable[..., Any]) -> None:
+    """x W and b + x W have the rule of a linear layer, x times a factor has none; constant attention."""
+    draw = torch.Generator().manual_seed(0)
+    images = torch.rand(2, *SIZE, generator=draw, dtype=torch.float64)
+    weight, bias = (torch.randn(*shape, generator=draw, dtype=torch.float64) for shape in ((36, 5), (5,)))
+    first, last = nn.Linear(36, 5).double(), nn.Linear(5, 2).double()
+    nn.init.constant_(last.weight[0], -1.0)
+    options: dict[str, Any] = {"rule": "zplus", "epsilon": 0.25}
+
+    def maps(*layers: nn.Module, **more: Any) -> Tensor:
+        network = nn.Sequential(nn.Flatten(), *layers, nn.ReLU(), last)
+        result: Tensor = lrp(model_of(network), images, 0, **options | more).maps
+        return result
+
+    first.weight.data, first.bias.data = weight.mT, bias
+    torch.testing.assert_close(maps(Call(lambda x: torch.addmm(bias, x, weight))), maps(first))
+    first.bias.data = torch.zeros_like(bias)
+    for product in (torch.matmul, torch.mm, lambda x, w: x @ w):
+        torch.testing.assert_close(maps(Call(lambda x, product=product: product(x, weight))), maps(first))  # type: ignore[misc]
+    # By a factor, here weights times a sigmoid of 0, it is a product, whose gradient divides relevance.
+    body = nn.Linear(36, 36).double()
+    by_factor = maps(body, Call(lambda x: x @ (2 * weight * (0 * x.sum()).sigmoid())))
+    by_constant = maps(body, Call(lambda x: torch.einsum("ni,ij->nj", x, weight)))
+    torch.testing.assert_close(by_factor, by_constant)
 
 
 def rules_have_their_numbers(lrp: Callable[..., Any]) -> None:

@@ -33,6 +33,7 @@ from ._lrp_oracle import (
     calls_have_their_relevance,
     explicit_relevance,
     model_of,
+    products_with_weights_are_layers,
     rules_have_their_numbers,
 )
 from ._lrp_propagation import AttentionOption, AttentionRule, RelevancePropagation, relevance_of_pixels
@@ -95,6 +96,7 @@ def equals_explicit_contributions() -> None:
         assert _is_refused(nn.Sequential(nn.Conv2d(3, 2, 2), Call(call), nn.Flatten()))
     assert _is_refused(nn.Sequential(nn.MaxPool2d(3), nn.Flatten()))
     calls_have_their_relevance(lrp)
+    products_with_weights_are_layers(lrp)
     rules_have_their_numbers(lrp)
 
 
