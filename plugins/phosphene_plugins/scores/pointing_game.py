@@ -71,7 +71,7 @@ def sources_and_limits_by_hand(model: Model, dataset: TensorDataset) -> None:
     # A Gaussian with a quarter of the side as standard deviation: from -1 to 1, half a unit.
     rows, columns = (torch.tensor([2 * n / (side - 1) - 1 for n in range(side)]).double() for side in (9, 5))
     expected = torch.exp(-((rows[:, None] / 0.5) ** 2 + (columns / 0.5) ** 2) / 2)
-    torch.testing.assert_close(maps, expected.expand(2, -1, -1), rtol=0, atol=1e-7)
+    torch.testing.assert_close(maps, expected.expand(2, -1, -1), rtol=0, atol=1e-12)
     assert maps.dtype == torch.float64 and maps[0, 4, 2] == 1
     double = TensorDataset(dataset.read(range(3)).double(), ["0", "1", "0"], dataset.masks(range(3)))
     data = EvaluationSet(model, double, 3, "label", needs_masks=True)
@@ -91,6 +91,9 @@ def sources_and_limits_by_hand(model: Model, dataset: TensorDataset) -> None:
         method_source("attacks.fgsm", {}, 0)
     except InputError as error:
         refusal = str(error)
+    values = torch.tensor([[-0.3, 0.2], [-0.3, -0.1], [-2.0, -2.0], [0.0, 0.0]]).view(4, 1, 2)
+    expected = torch.tensor([[0, 0.2], [0, 0.2], [1, 1], [1, 1]]).view(4, 1, 2)
+    torch.testing.assert_close(positive_part(values), expected)
     table_by_hand()
     assert "fgsm returns no maps" in refusal and "grad_cam, " in refusal
 
