@@ -267,7 +267,9 @@ class MapScores(Fold[State]):
     target: TargetSource
     examples: int
     title: str
-    shard_batches = 1  # a batch takes many passes
+    # A batch takes many passes.
+    # equivalent mutants: the result does not depend on how the batches are divided
+    shard_batches = 1
 
     def start(self) -> State:
         columns = sum(len(metric.columns) for metric in self.metrics)

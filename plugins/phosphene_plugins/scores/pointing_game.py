@@ -17,10 +17,12 @@ from ._evaluate_maps import (
     Evaluation,
     EvaluationSet,
     Metric,
+    RandomMaps,
     ScoringContext,
     baseline_sources,
     evaluate_maps,
     method_source,
+    pixel_ranks,
     positive_part,
 )
 from ._parameters import Budget, MapTarget, MaxImages, MethodName, MethodParams, Radius
@@ -91,6 +93,22 @@ def sources_and_limits_by_hand(model: Model, dataset: TensorDataset) -> None:
         method_source("attacks.fgsm", {}, 0)
     except InputError as error:
         refusal = str(error)
+    assert isinstance(noise, RandomMaps) and noise.noise.shape == (3, 8, 8)
+    ranks = pixel_ranks(torch.tensor([[[1.0, 3.0], [1.0, 2.0]], [[5.0, 5.0], [7.0, 5.0]]]))
+    assert ranks.tolist() == [[[2, 0], [3, 1]], [[1, 2], [0, 3]]]
+    unlabeled = TensorDataset(dataset.read(range(3)))
+    EvaluationSet(model, unlabeled, 3, "predicted", needs_masks=False)
+    without: tuple[tuple[MapTarget, bool, str], ...] = (
+        ("label", False, "has no labels"),
+        ("predicted", True, "needs masks"),
+    )
+    for target, needs_masks, message in without:
+        missing = ""
+        try:
+            EvaluationSet(model, unlabeled, 3, target, needs_masks=needs_masks)
+        except InputError as error:
+            missing = str(error)
+        assert message in missing, missing
     values = torch.tensor([[-0.3, 0.2], [-0.3, -0.1], [-2.0, -2.0], [0.0, 0.0]]).view(4, 1, 2)
     expected = torch.tensor([[0, 0.2], [0, 0.2], [1, 1], [1, 1]]).view(4, 1, 2)
     torch.testing.assert_close(positive_part(values), expected)
