@@ -300,6 +300,10 @@ def test_scores_of_the_page_are_of_methods_and_modules_that_exist() -> None:
     assert not [name for name in measured_scores() if TEST_MODULE.fullmatch(Path(name).stem)]
 
 
+def test_no_score_of_the_page_is_below_90_percent() -> None:
+    assert not [name for name, (score, _) in measured_scores().items() if score < 90]
+
+
 def test_modules_that_are_tests_themselves_have_no_row() -> None:
     for name in (
         "_lrp_oracle",
