@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -186,6 +187,14 @@ def _oracle() -> None:
     assert result.centers == ((0, 1, 2), (0, 1, 2, 3))
     few = call(model, TensorDataset(images.float()), autoencoder, **options | {"steps": 2})
     assert few.images.dtype == torch.float64 and not torch.equal(few.drawings, drawing)
+    same = call(model, TensorDataset(images), autoencoder, **options | {"steps": 2})
+    assert torch.equal(few.drawings, same.drawings), "the drawings do not depend on the seed alone"
+    # A code of standardized activations has no threshold.
+    standardized = AutoencoderNetwork(3, 4, "relu", normalization="layer_norm")
+    standardized.load_state_dict(codes.state_dict())
+    without = dataclasses.replace(autoencoder, network=standardized)
+    result = call(model, TensorDataset(images), without, top=1, codes=[1, 2], steps=0)
+    assert not result.has_thresholds and result.thresholds.tolist() == [0, 0]
     other = call(model, TensorDataset(images), autoencoder, **options | {"steps": 2, "seed": 3})
     assert not torch.equal(few.drawings, other.drawings)
     assert target.threshold is not None and abs(target.threshold - 0.2) < 1e-6
