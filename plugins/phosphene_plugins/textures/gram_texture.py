@@ -24,6 +24,7 @@ REDRAW_STEPS = 20
 
 def gram_energy(gram: Tensor, target: Tensor) -> Tensor:
     """E_l = 1/(4 N_l^2) sum_cc' (G_cc' - Ĝ_cc')^2 of Gram matrices divided by their own M_l: (N,)."""
+    # equivalent mutants: Gram matrices are square
     return (gram - target).square().sum((1, 2)) / (4 * target.shape[-1] ** 2)
 
 
