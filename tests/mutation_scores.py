@@ -7,13 +7,14 @@ import ast
 import hashlib
 import importlib
 import inspect
+import re
 import sys
 from pathlib import Path
 from typing import get_args
 
 from phosphene import methods
 from phosphene.testing import MutationReport, MutationTests, mutation_score
-from phosphene.testing.mutants import EQUIVALENT
+from phosphene.testing.mutants import EQUIVALENT, generate_mutants
 
 PAGE = Path(__file__).parent.parent / "docs" / "mutation-scores.md"
 HEADER = """# Mutation scores
@@ -27,6 +28,10 @@ several cases; "own" are the oracle, invariants and relations, on one case each;
 Scores of the last two are lower bounds. Shared modules are tested by all methods that import them, or by the
 methods that the column names. Methods of a result that display it are not changed. "code" is the start of the
 SHA-256 digest of the code that was measured, without texts and types.
+
+Modules of types, texts and display, in which nothing is changed, have no row. Neither have modules that are
+tests or inputs of the kit: oracles, closed forms, cases, references of comparisons, relations and roles.
+`python tests/mutation_scores.py --missing` lists the others without a row.
 
 `python tests/mutation_scores.py NAME ...` measures methods and modules and writes their rows:
 
@@ -108,6 +113,26 @@ def measured_scores() -> dict[str, tuple[int, str]]:
     }
 
 
+#: Names of modules that are tests, or inputs of the conformance kit. ``_query_oracle`` is that of an attack.
+TEST_MODULE = re.compile(
+    r"_(?!query)(.*_)?(cases|closed_forms|oracle|reference|relations|roles?)|_(oracle|reference|textbook)_.*"
+)
+
+
+def modules_without_row() -> dict[str, int]:
+    """The plugins' private modules that have mutants and no row, and how many mutants."""
+    root, measured, missing = PAGE.parent.parent, measured_scores(), {}
+    for path in sorted((root / "plugins" / "phosphene_plugins").rglob("_*.py")):
+        name = str(path.relative_to(root))
+        if path.stem == "__init__" or TEST_MODULE.fullmatch(path.stem) or name in measured:
+            continue
+        body = ast.parse(path.read_text(encoding="utf-8")).body
+        functions = [part.name for part in body if isinstance(part, (ast.FunctionDef, ast.ClassDef))]
+        _, total = generate_mutants(path, functions, 1)
+        missing |= {name: total} if total else {}
+    return missing
+
+
 def write_rows(rows: list[str]) -> None:
     """Write the page with these rows, and the earlier ones of other names."""
     lines = PAGE.read_text(encoding="utf-8").splitlines(keepends=True) if PAGE.is_file() else []
@@ -126,7 +151,12 @@ def main(arguments: list[str]) -> None:
     parser.add_argument(
         "--by", metavar="METHOD", action="append", default=[], help="whose tests run; repeatable"
     )
+    parser.add_argument("--missing", action="store_true", help="list modules without a row")
     options = parser.parse_args(arguments)
+    if options.missing:
+        for name, total in sorted(modules_without_row().items(), key=lambda item: -item[1]):
+            print(f"{total:5} {name}")
+        return
     for name in options.names or sorted(plugin.id for plugin in methods.plugins.values()):
         report = mutation_score(
             name, mutants=options.mutants, tests=options.tests, by=options.by, jobs=options.jobs

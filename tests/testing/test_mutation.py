@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.mutation_scores import code_digest, digest_of_source, measured_scores
+from tests.mutation_scores import TEST_MODULE, code_digest, digest_of_source, measured_scores
 
 from phosphene import InputError, UnknownName, methods
 from phosphene.cli.main import main
@@ -297,6 +297,25 @@ def test_what_displays_a_result_is_not_changed(tmp_path: Path) -> None:
 def test_scores_of_the_page_are_of_methods_and_modules_that_exist() -> None:
     names = {plugin.id for plugin in methods.plugins.values()}
     assert all(name in names or (ROOT / name).is_file() for name in measured_scores())
+    assert not [name for name in measured_scores() if TEST_MODULE.fullmatch(Path(name).stem)]
+
+
+def test_no_score_of_the_page_is_below_90_percent() -> None:
+    assert not [name for name, (score, _) in measured_scores().items() if score < 90]
+
+
+def test_modules_that_are_tests_themselves_have_no_row() -> None:
+    for name in (
+        "_lrp_oracle",
+        "_relations",
+        "_reference_attacks",
+        "_oracle_networks",
+        "_role",
+        "_text_model_role",
+    ):
+        assert TEST_MODULE.fullmatch(name), name
+    for name in ("_losses", "_relations_result", "_query_oracle", "_guidance"):
+        assert not TEST_MODULE.fullmatch(name), name
 
 
 def test_digest_of_a_row_changes_with_the_code_and_not_with_texts() -> None:

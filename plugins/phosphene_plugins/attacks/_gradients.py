@@ -43,7 +43,7 @@ def loss_gradient(
         # NaN gradients become 0: one NaN pixel would otherwise turn the image's normalized step into NaN.
         sample = [values.detach(), gradient.nan_to_num(0.0), logits.detach()]
         total = [a + b for a, b in zip(total, sample, strict=True)] if total else sample
-    values, gradient, logits = (part / eot_samples if eot_samples > 1 else part for part in total)
+    values, gradient, logits = (part / eot_samples for part in total)
     return values, gradient, logits
 
 

@@ -31,15 +31,17 @@ def project_onto_hyperplane(points: Tensor, normal: Tensor, offset: Tensor, norm
 
 def _all_together(limit: Tensor, gain: Tensor, offset: Tensor, norm: Norm) -> Tensor:
     """min(limit, k speed) for each pixel, with k such that the sum of gain times it is ``offset``."""
+    # equivalent mutants: a component of 0 has the sign 0
     speed = gain if norm == "l2" else (gain > 0).to(gain)
     at_limit = speed == 0
     while True:  # at most one iteration for each pixel: a pixel at its limit stays there
         missing = offset - torch.where(at_limit, gain * limit, 0).sum(1, keepdim=True)
         rate = torch.where(at_limit, 0, gain * speed).sum(1, keepdim=True)
         k = torch.where(rate > 0, missing / torch.where(rate > 0, rate, 1), 0).clamp(min=0)
+        # equivalent mutants: a pixel exactly at its limit moves as far
         beyond = ~at_limit & (k * speed > limit)
         if not beyond.any():
-            return torch.where(at_limit, torch.where(speed > 0, limit, 0), k * speed)
+            return torch.where(at_limit, limit, k * speed)
         at_limit = at_limit | beyond
 
 
@@ -48,6 +50,7 @@ def _largest_gain_first(limit: Tensor, gain: Tensor, offset: Tensor) -> Tensor:
     gain, order = gain.sort(dim=1, descending=True, stable=True)
     limit = limit.gather(1, order)
     gained = (gain * limit).cumsum(1) - gain * limit
+    # equivalent mutants: a component of 0 has the sign 0
     size = (offset - gained) / torch.where(gain > 0, gain, 1)
-    size = torch.where(gain > 0, torch.minimum(size.clamp(min=0), limit), 0)
+    size = torch.minimum(size.clamp(min=0), limit)
     return torch.empty_like(size).scatter_(1, order, size)

@@ -107,6 +107,20 @@ def assert_predictions(
     assert torch.equal(result.success, result.after.eq(labels) == targeted)
 
 
+class UndefinedGradient(nn.Module):
+    """Two logits of 18 pixels, whose gradient by the first pixel is NaN; or of rounded ones, without any."""
+
+    def __init__(self, *, rounds: bool = False) -> None:
+        super().__init__()
+        self.rounds, self.linear = rounds, nn.Linear(18, 2)
+        nn.init.eye_(self.linear.weight[:, 4:])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.round().detach() if self.rounds else x
+        logits: Tensor = self.linear(x.flatten(1))
+        return logits + (0 * x[:, 0, 0, :1]).sqrt()
+
+
 def constant_model() -> Model:
     """Two classes whose logits do not depend on the image (3, 2, 3), of which the first one wins."""
     return linear_model(torch.zeros(2, 3, 2, 3, dtype=torch.float64), bias=[1.0, 0.0])

@@ -100,6 +100,7 @@ def evaluate_change(
     indices = range(count, len(dataset))[:_EXAMPLES] or range(count)[:_EXAMPLES]
     images = dataset.read(indices).to(model.device, model.dtype)
     # Images of the target class cannot be fooled into it and do not count.
+    # equivalent mutants: ones of any type select all
     eligible = torch.ones_like(predictions, dtype=torch.bool) if target is None else predictions.ne(target)
     success = (after.ne(predictions) if target is None else after.eq(target)) & eligible
 

@@ -12,6 +12,7 @@ from torch import Generator, Tensor
 from phosphene import Model
 from phosphene.attacks import Norm, project
 
+from ._apgd_l1 import _sparse_sign, _stages
 from ._hyperplane_projection import project_onto_hyperplane
 from ._losses import Loss
 from ._oracle_models import LinearCase, unit_step
@@ -113,6 +114,16 @@ def apgd_l1_of_one_image(
             step = step / max(float(step.abs().sum()), 1)
             x = project((x + eta * step)[None], image[None], radius, "l1")[0]
     return best, best_value, False
+
+
+def gradients_and_signs_of_apgd_l1() -> None:
+    """Gradients of all balls, one more than steps; the largest components, of which there may be too few."""
+    for steps in (1, 10, 34):
+        stages = _stages(0.5, steps)
+        assert sum(count for _, count in stages) == steps + 1 and [radius for radius, _ in stages][-1] == 0.5
+    gradient = torch.tensor([[3.0, -1.0, 0.5, -2.0]]).view(1, 1, 2, 2).expand(4, -1, -1, -1)
+    signs = _sparse_sign(gradient, torch.tensor([0.0, 2.9, 4.0, 1e6]))
+    assert signs.flatten(1).tolist() == [[1, 0, 0, 0], [0.5, 0, 0, -0.5]] + 2 * [[0.25, -0.25, 0.25, -0.25]]
 
 
 def best_of_plain_runs(

@@ -54,7 +54,7 @@ from ._parameters import (
     TargetClasses,
     Targeted,
 )
-from ._reference_attacks import best_of_plain_runs
+from ._reference_attacks import best_of_plain_runs, gradients_and_signs_of_apgd_l1
 from .deepfool import top_other_classes
 
 #: The weight of the new step against the last one, and the fraction of steps that must increase the loss.
@@ -63,6 +63,7 @@ _ALPHA, _RHO = 0.75, 0.75
 
 def equals_a_plain_loop_over_each_image() -> None:
     """The corner on two classes; else each image's result is that of algorithm 1 in a plain loop."""
+    gradients_and_signs_of_apgd_l1()
     for targeted in (False, True):
         case = two_classes(targeted=targeted, margin=2.0)
         result = apgd(case.model, case.images[:1], case.labels[:1], eps=0.01, steps=5, targeted=targeted)

@@ -1,20 +1,31 @@
 """FGSM, the fast gradient sign method: one step of length eps along the sign of the loss's gradient."""
 
+from collections.abc import Sequence
 from itertools import product
+from typing import Any
 
 import torch
-from torch import Generator
+from torch import Generator, Tensor
 
-from phosphene import Reference, hookimpl, method
+from phosphene import ModelError, Reference, hookimpl, load_model, method
 from phosphene.attacks import build_result, is_zero, project, steepest
+from phosphene.optimize import TransformName
 from phosphene.results import AdversarialExamples
 from phosphene.roles import Images, Labels, Model, Seed
 from phosphene.spec import Cost, Monotone, param, size
 from phosphene.testing import linear_model
 
-from ._gradients import initial_gradient
+from ._gradients import initial_gradient, loss_gradient, raw_gradient
 from ._losses import cross_entropy
-from ._oracle_models import NORMS, assert_zero_gradients, five_classes, mean_gradient, two_classes, unit_step
+from ._oracle_models import (
+    NORMS,
+    UndefinedGradient,
+    assert_zero_gradients,
+    five_classes,
+    mean_gradient,
+    two_classes,
+    unit_step,
+)
 from ._parameters import GRADIENT_RELATIONS, IN_BALL, Augmentations, EotSamples, Eps, Norm, Targeted
 
 
@@ -48,6 +59,51 @@ def moves_by_eps_in_the_steepest_direction() -> None:
         )  # fmt: skip
         torch.testing.assert_close(result.adversarial, case.images + 0.1 * step)
     assert_zero_gradients(fgsm)
+    gradients_take_the_passes_they_need()
+
+
+def gradients_take_the_passes_they_need() -> None:
+    """One pass for predictions and gradient, without random changes; else one, and those of the others."""
+    case = two_classes()  # the last of three images is adversarial from the outset
+    passes = []
+    handle = case.model.module.register_forward_hook(lambda _, images, logits: passes.append(len(logits)))
+    gradients: list[Tensor] = []
+    cases: tuple[tuple[int, Sequence[TransformName], list[int]], ...] = (
+        (1, (), [3]), (2, (), [3, 2, 2]), (1, ["rotate"], [3, 2]), (2, ["rotate"], [3, 2, 2]),
+    )  # fmt: skip
+    for eot_samples, augmentations, expected in cases:
+        passes.clear()
+        before, active, gradient = initial_gradient(
+            case.model, case.images, case.labels, cross_entropy, targeted=False, eot_samples=eot_samples,
+            augmentations=augmentations,
+        )  # fmt: skip
+        assert passes == expected and active.tolist() == [0, 1]
+        torch.testing.assert_close(before, case.model(case.images))
+        gradients += [] if augmentations else [gradient]
+    torch.testing.assert_close(gradients[0], gradients[1])
+    handle.remove()
+    for values in loss_gradient(case.model, case.images, case.labels, cross_entropy, eot_samples=2):
+        assert not values.requires_grad and not case.images.requires_grad
+    options: Any = {"augmentations": ["rotate"]}
+    drawn = loss_gradient(case.model, case.images, case.labels, cross_entropy, **options)[1]
+    options["generator"] = Generator().manual_seed(0)
+    again = loss_gradient(case.model, case.images, case.labels, cross_entropy, **options)[1]
+    assert torch.equal(drawn, again), "the default seed is not 0"
+    # The logits' gradient by the first pixel is NaN, which is no direction of a step.
+    undefined = load_model(UndefinedGradient().double(), input_size=(3, 2, 3))
+    _, gradient, logits = loss_gradient(undefined, case.images, case.labels, cross_entropy)
+    raw, same_logits = raw_gradient(undefined, case.images, case.labels, cross_entropy)
+    assert gradient[:, 0, 0, 0].tolist() == [0, 0, 0] and raw[:, 0, 0, 0].isnan().all()
+    assert torch.equal(gradient.flatten(1)[:, 1:], raw.flatten(1)[:, 1:]) and bool(gradient.any())
+    assert torch.equal(logits, same_logits) and not case.images.requires_grad and not raw.requires_grad
+    rounded = load_model(UndefinedGradient(rounds=True).double(), input_size=(3, 2, 3))
+    rounded.module.requires_grad_(True)
+    refusal = ""
+    try:
+        loss_gradient(rounded, case.images, case.labels, cross_entropy)
+    except ModelError as error:
+        refusal = str(error)
+    assert "gradient" in refusal
 
 
 @method(

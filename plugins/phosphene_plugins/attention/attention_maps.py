@@ -1,19 +1,21 @@
 """Attention maps: what a token attends to in each head and layer of a vision transformer."""
 
+import dataclasses
 from typing import Annotated, Any
 
 import torch
 from pydantic import Field
 
 from phosphene import Method, hookimpl, method
-from phosphene.errors import InputError
+from phosphene.errors import InputError, ModelError, UnknownName
+from phosphene.models import Layout
 from phosphene.roles import Images, LayerName, Model
 from phosphene.spec import Cost, SumsToOne, UnitRange, size
 
 from ._attention_maps_result import AttentionMaps
 from ._oracle_networks import CENTERS, GRID, linear_transformer
 from ._relations import CARON_2021, VASWANI_2017, WITHOUT_A_SCORE
-from ._tokens import Query, global_tokens, query_tokens
+from ._tokens import Query, Tokens, global_tokens, query_tokens
 
 
 def equals_the_softmax_of_the_products() -> None:
@@ -39,6 +41,53 @@ def equals_the_softmax_of_the_products() -> None:
     torch.testing.assert_close(
         read.others, network.probabilities(model.normalize(images))[1].mean(2)[:, :, :1]
     )
+    tokens_by_hand(model)
+
+
+def tokens_by_hand(model: Model) -> None:
+    """A class token, 2 x 3 patches and two registers; names of what is read."""
+    tokens = Tokens(
+        layers=("a",), heads=(1,), layout=Layout("NTC", (2, 3), 1, 2), centers=None, read=(0,), pooling=None,
+        pooled=(),
+    )  # fmt: skip
+    values = torch.arange(9.0)
+    assert tokens.count == 9 and tokens.maps(values).tolist() == [[1, 2, 3], [4, 5, 6]]
+    assert tokens.others(values).tolist() == [0, 7, 8]
+    # Of 12 x 24 pixels, patches of 6 x 8 are centered at 2.5 and 8.5, and at 3.5, 11.5 and 19.5.
+    for (x, y), patch in (((0, 0), 1), ((7, 5), 1), ((8, 6), 5), ((23, 5), 3), ((15, 11), 5), ((16, 11), 6)):
+        assert tokens.patch_at((x, y), (12, 24)) == patch, (x, y)
+    uneven = dataclasses.replace(tokens, centers=((0, 10), (0, 1, 23)))
+    assert uneven.patch_at((3, 4), (12, 24)) == 2 and uneven.patch_at((12, 6), (12, 24)) == 5
+    registers = dataclasses.replace(tokens, layout=Layout("NTC", (2, 3), 0, 2))
+    cases: tuple[tuple[Tokens, Query, Any], ...] = (
+        (tokens, None, ((0,), "class token")),
+        (dataclasses.replace(tokens, read=(7,)), None, ((7,), "read token")),
+        (dataclasses.replace(registers, read=(0,)), None, ((0,), "read token")),
+        (dataclasses.replace(tokens, read=(7, 8)), None, ((7, 8), "mean of tokens")),
+        (tokens, "mean", ((1, 2, 3, 4, 5, 6), "mean of patches")),
+        (registers, [16, 11], ((5,), "patch at 16, 11")),
+    )
+    for case, query, expected in cases:
+        assert query_tokens(query, case, model, (12, 24)) == expected
+    # Behind the blocks, queries of its own attend to their tokens.
+    _, pooled, images = linear_transformer(pool="attention")
+    behind = global_tokens(pooled, images, "attention_maps")
+    assert (behind.layers, behind.pooling, behind.pooled) == (("blocks.0", "blocks.1"), "pooling", (1,))
+    alone = global_tokens(pooled, images, "attention_maps", ["blocks.0"])
+    assert (alone.layers, alone.pooling, alone.pooled) == (("blocks.0",), None, ())
+    for call, message in (
+        (lambda: global_tokens(model, images, "x", ["blocks.9"]), "blocks.9"),
+        (lambda: query_tokens("class", registers, model, (12, 24)), "has no class token before its patches"),
+        (lambda: query_tokens(None, dataclasses.replace(tokens, read=()), model, (12, 24)), "does not show"),
+        (lambda: tokens.patch_at((24, 0), (12, 24)), "(24, 0) is outside the image of 24x12 pixels"),
+        (lambda: tokens.patch_at((0, 12), (12, 24)), "(0, 12) is outside the image of 24x12 pixels"),
+    ):
+        refusal = ""
+        try:
+            call()
+        except (InputError, ModelError, UnknownName) as error:
+            refusal = str(error)
+        assert message in refusal, refusal
 
 
 @method(

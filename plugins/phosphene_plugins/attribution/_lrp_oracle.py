@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from phosphene import Model, load_model
+from phosphene import Model, fork_random_state, load_model
+from phosphene.errors import PhospheneError
 
 from ._oracle_networks import NORMALIZATION
 
@@ -208,3 +209,203 @@ def _heads(mixed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Query, key and value (N, 2, T, 2) of two heads."""
     query, key, value = mixed.unflatten(2, (3, 2, 2)).permute(2, 0, 3, 1, 4)
     return query, key, value
+
+
+class Call(nn.Module):
+    """A function as a module."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+def _standardized(y: Tensor, groups: int, shift: Tensor) -> Tensor:
+    """y of every group minus its mean, by a deviation without relevance, times two; plus a shift."""
+    parts = y.unflatten(1, (groups, -1)).flatten(2)
+    deviation = (parts.var(2, correction=0, keepdim=True) + 0.1).sqrt().detach()
+    return 2 * ((parts - parts.mean(2, keepdim=True)) / deviation).view_as(y) + shift.view(-1, 1, 1)
+
+
+def calls_have_their_relevance(lrp: Callable[..., Any]) -> None:
+    """R = x dS/dx of the network with its factors detached, for calls that need a rule."""
+    draw = torch.Generator().manual_seed(0)
+    images = torch.rand(2, *SIZE, generator=draw, dtype=torch.float64)
+    other, ones = torch.randn(4, 2, 3, generator=draw, dtype=torch.float64), torch.ones(4).double()
+    shift, matrix = torch.randn(4, generator=draw).double(), torch.randn(3, 5, generator=draw).double()
+    tanh = lambda y: y * (y.tanh() / y).detach()
+    clamped = lambda y: y * (y.clamp(-0.3, 0.4) / y).detach()
+    norm = lambda y: y.norm(dim=1, keepdim=True).detach()
+    pairs: list[tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = [
+        (
+            lambda y: F.group_norm(y, 2, 2 * ones, shift, 0.1),
+            lambda y: _standardized(y, 2, shift),
+        ),
+        (
+            lambda y: F.instance_norm(y, weight=2 * ones, bias=shift, eps=0.1),
+            lambda y: _standardized(y, 4, shift),
+        ),
+        (
+            lambda y: F.instance_norm(y, shift, 2 * ones, ones, shift, False, eps=0.5),
+            lambda y: (y - shift.view(-1, 1, 1)) / 2.5**0.5 + shift.view(-1, 1, 1),
+        ),
+        (
+            lambda y: F.cosine_similarity(y, other[None], eps=1e-3),
+            lambda y: (y * other).sum(1) / norm(y)[:, 0] / other.norm(dim=0),
+        ),
+        (
+            lambda y: F.cosine_similarity(y, y.flip(1)),
+            lambda y: (y.detach() * y.flip(1) + y * y.flip(1).detach()).sum(1) / 2 / norm(y)[:, 0] ** 2,
+        ),
+        (lambda y: F.normalize(y, dim=1), lambda y: y / norm(y)),
+        (lambda y: F.hardtanh(y, -0.3, 0.4), clamped),
+        (lambda y: F.hardtanh(y, max_val=0.4, min_val=-0.3), clamped),
+        (lambda y: F.hardtanh(y.clone(), -0.3, 0.4, True), clamped),
+        (lambda y: torch.tanh_(y.clone()), tanh),
+        (lambda y: y.clone().tanh_() + y, lambda y: tanh(y) + y),
+        (lambda y: F.elu(y.clone(), inplace=True), lambda y: y * (F.elu(y) / y).detach()),
+        (lambda y: F.elu(y, inplace=False) + y, lambda y: y * (F.elu(y) / y).detach() + y),
+        (lambda y: y.square().pow(1.5), lambda y: y * y.detach().abs() ** 2 * y.detach().sign()),
+        (lambda y: y * y.square().pow(0.25), lambda y: y * y.detach().abs().sqrt()),
+        (lambda y: y * (2 * y.sigmoid() + 1), lambda y: y * (2 * y.sigmoid() + 1).detach()),
+        (lambda y: y / (y.var(1, keepdim=True) + 1), lambda y: y / (y.var(1, keepdim=True) + 1).detach()),
+        (
+            lambda y: 3 / y.abs().add(1).rsqrt().reciprocal() * y,
+            lambda y: 3 / (y.abs() + 1).sqrt().detach() * y,
+        ),
+        # A gate has no relevance, also as a clone; other tensors that are multiplied have half each.
+        (lambda y: y.relu().clone() * y.flip(1), lambda y: y.relu().detach() * y.flip(1)),
+        (
+            lambda y: y.relu().flip(1) * y,
+            lambda y: (y.relu().flip(1).detach() * y + y.relu().flip(1) * y.detach()) / 2,
+        ),
+        (
+            lambda y: torch.addcmul(y, y, y.flip(1), value=0.5),
+            lambda y: y + 0.25 * (y.detach() * y.flip(1) + y * y.flip(1).detach()),
+        ),
+        (lambda y: y.clone().mul_(other), lambda y: y * other),
+        (lambda y: y.clone().div_(2) / other.abs(), lambda y: y / 2 / other.abs()),
+        (lambda y: y @ matrix, lambda y: y @ matrix),
+        (lambda y: torch.matmul(y, other.mT), lambda y: y @ other.mT),
+        (
+            lambda y: y @ y.flip(1).mT,
+            lambda y: (y.detach() @ y.flip(1).mT + y @ y.flip(1).mT.detach()) / 2,
+        ),
+        (
+            lambda y: y.flatten(2).softmax(2) * y.flatten(2),
+            lambda y: y.flatten(2).softmax(2).detach() * y.flatten(2),
+        ),
+        (lambda y: torch.var_mean(y, 1)[1], lambda y: y.mean(1)),
+        (lambda y: F.dropout(y, training=False), lambda y: y),
+        (
+            lambda y: F.cosine_similarity(0 * y, other[None], eps=1e-3) + y.mean(1),
+            lambda y: y.mean(1),
+        ),
+        (
+            _overwritten,
+            lambda y: (y.detach() * y.flip(1) + y * y.flip(1).detach()) / 2,
+        ),
+        (
+            lambda y: F.scaled_dot_product_attention(y, other.expand_as(y), y, scale=1.0),
+            lambda y: (y @ other.mT).softmax(3).detach() @ y,
+        ),
+        (
+            lambda y: F.scaled_dot_product_attention(other.expand_as(y), y, y, scale=1.0),
+            lambda y: (other @ y.mT).softmax(3).detach() @ y,
+        ),
+    ]
+    for number, (call, reference) in enumerate(pairs):
+        with fork_random_state():
+            torch.manual_seed(number)
+            first = nn.Conv2d(3, 4, (2, 2), bias=False).double()
+        width = reference(first(images)).flatten(1).shape[1]
+        weight = torch.randn(2, width, generator=draw, dtype=torch.float64)
+        last = nn.Linear(width, 2, bias=False).double()
+        last.weight.data = weight
+        model = model_of(nn.Sequential(first, Call(call), nn.Flatten(), last))
+        x = model.normalize(images).detach().requires_grad_()
+        for index in (0, 1):
+            score = (reference(first(x)).flatten(1) @ weight[index]).sum()
+            (gradient,) = torch.autograd.grad(score, x)
+            expected = (x * gradient).sum(1).detach()
+            maps = lrp(model, images, index, epsilon=0).maps
+            torch.testing.assert_close(maps, expected, msg=f"call {number}")
+
+
+def _overwritten(y: Tensor) -> Tensor:
+    product = y * 1
+    product.mul_(y.flip(1))
+    return product
+
+
+def products_with_weights_are_layers(lrp: Callable[..., Any]) -> None:
+    """x W and b + x W have the rule of a linear layer, x times a factor has none; constant attention."""
+    draw = torch.Generator().manual_seed(0)
+    images = torch.rand(2, *SIZE, generator=draw, dtype=torch.float64)
+    weight, bias = (torch.randn(*shape, generator=draw, dtype=torch.float64) for shape in ((36, 5), (5,)))
+    first, last = nn.Linear(36, 5).double(), nn.Linear(5, 2).double()
+    nn.init.constant_(last.weight[0], -1.0)
+    options: dict[str, Any] = {"rule": "zplus", "epsilon": 0.25}
+
+    def maps(*layers: nn.Module, **more: Any) -> Tensor:
+        network = nn.Sequential(nn.Flatten(), *layers, nn.ReLU(), last)
+        result: Tensor = lrp(model_of(network), images, 0, **options | more).maps
+        return result
+
+    first.weight.data, first.bias.data = weight.mT, bias
+    torch.testing.assert_close(maps(Call(lambda x: torch.addmm(bias, x, weight))), maps(first))
+    first.bias.data = torch.zeros_like(bias)
+    for product in (torch.matmul, torch.mm, lambda x, w: x @ w):
+        torch.testing.assert_close(maps(Call(lambda x, product=product: product(x, weight))), maps(first))  # type: ignore[misc]
+    # By a factor, here weights times a sigmoid of 0, it is a product, whose gradient divides relevance.
+    body = nn.Linear(36, 36).double()
+    by_factor = maps(body, Call(lambda x: x @ (2 * weight * (0 * x.sum()).sigmoid())))
+    by_constant = maps(body, Call(lambda x: torch.einsum("ni,ij->nj", x, weight)))
+    torch.testing.assert_close(by_factor, by_constant)
+
+
+def rules_have_their_numbers(lrp: Callable[..., Any]) -> None:
+    """The longest name that contains a layer decides, before its type; numbers of single layers."""
+    with fork_random_state():
+        torch.manual_seed(0)
+        inner = nn.Sequential(nn.Conv2d(3, 4, (2, 2)), nn.ReLU())
+        block = nn.Sequential(inner, nn.Conv2d(4, 4, 1), nn.ReLU(), nn.Flatten())
+        network = nn.Sequential(block, nn.Linear(24, 2))
+    model = model_of(network)
+    images = torch.rand(2, *SIZE, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def maps(**options: Any) -> Tensor:
+        result: Tensor = lrp(model, images, 1, **{"epsilon": 0.25} | options).maps
+        return result
+
+    cases: tuple[tuple[dict[str, str], dict[str, Any]], ...] = (
+        ({"0": "gamma(3)", "1": "gamma(3)"}, {"rule": "gamma", "gamma": 3.0}),
+        ({"Conv2d": "gamma", "Linear": "gamma"}, {"rule": "gamma", "gamma": 3.0}),
+        ({"0": "zplus", "0.0": "alpha_beta(2)"}, {"rules": {"0.0.0": "alpha_beta", "0.1": "zplus"}}),
+        ({"0.0": "alpha_beta(2)", "0": "zplus"}, {"rules": {"0.0.0": "alpha_beta", "0.1": "zplus"}}),
+        ({"Conv2d": "zplus", "0.0": "alpha_beta"}, {"rules": {"0.0.0": "alpha_beta", "0.1": "zplus"}}),
+        ({"0": "epsilon(0)", "1": "epsilon(0)"}, {"epsilon": 0.0}),
+        ({"0": "epsilon(1)", "1": "epsilon(1)"}, {"epsilon": 1.0}),
+        ({"0": "gamma(0)", "1": "epsilon"}, {}),
+        ({"0": "gamma(1000)", "1": "gamma(1000)"}, {"rule": "gamma", "gamma": 1000.0}),
+    )
+    for rules, options in cases:
+        torch.testing.assert_close(maps(rules=rules, gamma=3.0), maps(**options), msg=str(rules))
+    assert (maps(rules={"0": "alpha_beta(1)"}) - maps(rules={"0": "zplus"})).abs().max() < 1e-12
+    for rules, message in (
+        ({"0": "epsilon(1.5)"}, "epsilon takes a number from 0 to 1, not 1.5"),
+        ({"0": "gamma(1000.5)"}, "gamma takes a number from 0 to 1000, not 1000.5"),
+        ({"0": "alpha_beta(0.5)"}, "alpha_beta takes a number from 1 to 1000, not 0.5"),
+        ({"0": "alpha_beta(1000.5)"}, "alpha_beta takes a number from 1 to 1000, not 1000.5"),
+        ({"1": "flat"}, "Flat of '1' is a rule for the layer that reads the pixels"),
+        ({"2": "flat"}, "'2'"),
+        ({"0.0.1": "gamma"}, "no convolution or linear layer below the target is '0.0.1'"),
+    ):
+        refusal = ""
+        try:
+            maps(rules=rules)
+        except PhospheneError as error:
+            refusal = str(error)
+        assert message in refusal, f"{message}: {refusal}"

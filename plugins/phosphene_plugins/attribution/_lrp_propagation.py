@@ -256,16 +256,19 @@ class RelevancePropagation(TorchFunctionMode):
 
         With CP-LRP an activation that is multiplied by another tensor is a gate, without relevance.
         """
-        factors = _dependent(args[1:] if name in ("addcmul", "baddbmm") else (args, kwargs))
+        # The addend of a product may be one of its factors as well.
+        addend = args[: int(name in ("addcmul", "baddbmm"))]
+        args = args[len(addend) :]
+        factors = _dependent((args, kwargs))
         if len(factors) < 2:
-            return func(*args, **kwargs)
+            return func(*addend, *args, **kwargs)
         shares = {id(t): 1 / len(factors) for t in factors}
         gates = [t for t in factors if t in self._activations]
         if self.attention == "cp_lrp" and len(factors) == 2 and len(gates) == 1:
             shares = {id(t): float(t is not gates[0]) for t in factors}
-        overwritten = args[0] if _is_in_place(func, args, kwargs) else None
+        overwritten = (*addend, *args)[0] if _is_in_place(func, args, kwargs) else None
         divided = {key: _scale_gradient(t, shares[key]) for key, t in {id(t): t for t in factors}.items()}
-        result = func(*_replace(args, divided), **_replace(kwargs, divided))
+        result = func(*addend, *_replace(args, divided), **_replace(kwargs, divided))
         return result if overwritten is None else overwritten.copy_(result)
 
     def _quotient(self, func: Any, args: Any, kwargs: Any) -> Any:

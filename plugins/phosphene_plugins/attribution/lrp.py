@@ -24,7 +24,18 @@ from phosphene.spec import (
 )
 
 from ._lrp_layers import EpsilonOption, GammaOption, LayerRules, RuleName, RuleOption, RulesByLayer
-from ._lrp_oracle import SIZE, ByFunctions, ByModules, SmallTransformer, explicit_relevance, model_of
+from ._lrp_oracle import (
+    SIZE,
+    ByFunctions,
+    ByModules,
+    Call,
+    SmallTransformer,
+    calls_have_their_relevance,
+    explicit_relevance,
+    model_of,
+    products_with_weights_are_layers,
+    rules_have_their_numbers,
+)
 from ._lrp_propagation import AttentionOption, AttentionRule, RelevancePropagation, relevance_of_pixels
 from ._oracle_networks import NORMALIZATION
 from ._relations import EQUIVARIANT
@@ -78,20 +89,15 @@ def equals_explicit_contributions() -> None:
         torch.testing.assert_close(maps.sum((1, 2)), model(images)[:, index].detach())
     refused: list[Callable[[Tensor], Tensor]] = [
         F.softplus, F.dropout, torch.exp, torch.reciprocal, lambda x: x.sigmoid() + x,
-        lambda x: torch.dropout(x, p=0.5, train=True), lambda x: torch.div(torch.ones_like(x), x),
+        lambda x: torch.dropout(x, p=0.5, train=True), lambda x: (2 * x.sigmoid()) + x,
+        lambda x: F.hardtanh(x, min_val=0.5, max_val=2.0), lambda x: torch.div(torch.ones_like(x), x),
     ]  # fmt: skip
     for call in refused:
-        assert _is_refused(nn.Sequential(nn.Conv2d(3, 2, 2), _Call(call), nn.Flatten()))
+        assert _is_refused(nn.Sequential(nn.Conv2d(3, 2, 2), Call(call), nn.Flatten()))
     assert _is_refused(nn.Sequential(nn.MaxPool2d(3), nn.Flatten()))
-
-
-class _Call(nn.Module):
-    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(x)
+    calls_have_their_relevance(lrp)
+    products_with_weights_are_layers(lrp)
+    rules_have_their_numbers(lrp)
 
 
 def _is_refused(network: nn.Module) -> bool:

@@ -83,6 +83,7 @@ class CodeStatistics(Fold[dict[str, Any]]):
             return merged
         scores, images = (torch.cat([part[name] for part in parts], 1) for name in ("scores", "images"))
         images, order = images.sort(dim=1)
+        # equivalent mutants: axis 1 is the last
         order_of_scores = scores.gather(1, order).sort(dim=1, descending=True, stable=True)
         rows = order_of_scores.indices[:, : self.top]
         return merged | {"scores": order_of_scores.values[:, : self.top], "images": images.gather(1, rows)}

@@ -38,14 +38,14 @@ class LayerRelevance:
         self, propagation: RelevancePropagation, model: Model, images: Tensor, target: Objective, layer: str
     ) -> None:
         self._propagation = propagation
-        self._pixels = images.detach().clone().requires_grad_()
+        self._pixels = images.detach().requires_grad_()
         with model.tap(layer) as tap:
             score = scores(model, self._pixels, target)
             self.output = tap[layer]
         propagation.check_score(score)
         gradient = None
         if self.output.requires_grad:
-            (gradient,) = torch.autograd.grad(score.sum(), self.output, retain_graph=True, allow_unused=True)
+            (gradient,) = torch.autograd.grad(score.sum(), self.output, allow_unused=True)
         if gradient is None:
             raise ModelError(f"{target} has no relevance in layer {layer!r}: choose another layer")
         self._gradient = gradient

@@ -9,8 +9,9 @@ from typing import Annotated, Any, ClassVar
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torchvision.ops import Permute
 
-from phosphene import Reference, hookimpl, load_model, method, progress_bar
+from phosphene import ModelError, Reference, hookimpl, load_model, method, progress_bar
 from phosphene.images import colorize
 from phosphene.results import Panel, Result
 from phosphene.roles import Images, LayerName, Model, Target
@@ -132,6 +133,55 @@ def _oracle() -> None:
     for p in range(2):
         expected[:, 0, :, p : p + 2] += weighted[:, p]
     torch.testing.assert_close(result.maps, expected)
+    _layers_of_other_layouts()
+
+
+def _layers_of_other_layouts() -> None:
+    """Channels on the last axis; a batch norm behind the layer; what no relevance reaches is refused."""
+    convolution, norm, last = nn.Conv2d(3, 4, 2), nn.BatchNorm2d(4), nn.Linear(8, 2, bias=False)
+    for values in (norm.running_mean, norm.running_var, norm.weight, norm.bias):
+        nn.init.uniform_(values, 0.5, 1.5)  # type: ignore[arg-type]
+    network = nn.Sequential(convolution, norm, Permute([0, 2, 3, 1]), nn.ReLU(), nn.Flatten(), last)
+    model = load_model(network.double().eval(), input_size=(3, 2, 3), mean=[0.0] * 3, std=[1.0] * 3)
+    images = torch.rand(3, 3, 2, 3, dtype=torch.float64)
+    variance = norm.running_var
+    assert variance is not None
+    with torch.no_grad():
+        below = convolution(images)
+        above = norm(below)
+    weight = last.weight[1].detach().view(1, 2, 4).movedim(2, 0) * (above > 0)  # (3, 4, 1, 2)
+    options: dict[str, Any] = {"rule": "epsilon", "epsilon": 0, "k": 4}
+    for layer, relevance in (
+        ("2", above * weight),
+        # Not folded into the convolution, whose output has the relevance y dS/dy.
+        ("0", below * weight * (norm.weight / (variance + norm.eps).sqrt()).view(-1, 1, 1)),
+    ):
+        result = concept_relevance(model, images, 1, layer=layer, **options)
+        torch.testing.assert_close(result.relevance, relevance.sum((2, 3)).detach())
+    beside = load_model(_Beside().double(), input_size=(3, 2, 3))
+    for network_model, layer, rules, message in (
+        (model, "5", {"3": "gamma"}, "no convolution or linear layer below the target is '3'"),
+        (beside, "side", {}, "has no relevance in layer 'side'"),
+    ):
+        refusal = ""
+        try:
+            concept_relevance(network_model, images, 1, layer=layer, rules=rules)
+        except ModelError as error:
+            refusal = str(error)
+        assert message in refusal, refusal
+
+
+class _Beside(nn.Module):
+    """A linear layer, and another one that runs and that the logits do not depend on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.side, self.head = nn.Linear(18, 4), nn.Linear(18, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.side(x.flatten(1))
+        result: Tensor = self.head(x.flatten(1))
+        return result
 
 
 @method(

@@ -14,6 +14,7 @@ from phosphene.spec import Cost, InvariantTo, UnitRange, size
 
 from ._concept_result import ConceptVectors
 from ._pooled_activations import LEAST_IMAGES, by_concept, fit_vector, pooled_activations
+from ._vectors_oracle import vectors_are_of_their_definition
 
 KIM_2018 = Reference(
     key="kim2018",
@@ -34,6 +35,7 @@ Strength = Annotated[
 
 def _oracle() -> None:
     """Two clusters on a line are separated along it; the difference of their means is the vector."""
+    vectors_are_of_their_definition()
     colors = nn.Conv2d(3, 3, 1, bias=False)
     later = nn.Conv2d(3, 4, 1, bias=False)
     network = nn.Sequential(colors, later, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)).double()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -31,6 +32,7 @@ from phosphene.spec import Cost, InvariantTo, PixelRange, UnitRange, length, max
 from ..synthesis._activation_maximization import ActivationMaximization, maximize_activation
 from ._autoencoder_role import Autoencoder
 from ._code_statistics import CodeStatistics, code_maps, map_features, on_model
+from ._published_autoencoder_oracle import published_files_have_known_codes
 from ._sparse_autoencoder import (
     FIT,
     AutoencoderNetwork,
@@ -133,6 +135,7 @@ class SparseCodes(Result):
 
 def _oracle() -> None:
     """Codes that are channels of the image have its pixels as maps, and known R2, L0 and density."""
+    published_files_have_known_codes()
     network = nn.Sequential(nn.Identity(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2)).double()
     model = load_model(network, mean=[0.5, 0.4, 0.3], std=[0.5, 0.25, 1.0], input_size=(3, 3, 4))
     draw = torch.Generator().manual_seed(0)
@@ -184,6 +187,14 @@ def _oracle() -> None:
     assert result.centers == ((0, 1, 2), (0, 1, 2, 3))
     few = call(model, TensorDataset(images.float()), autoencoder, **options | {"steps": 2})
     assert few.images.dtype == torch.float64 and not torch.equal(few.drawings, drawing)
+    same = call(model, TensorDataset(images), autoencoder, **options | {"steps": 2})
+    assert torch.equal(few.drawings, same.drawings), "the drawings do not depend on the seed alone"
+    # A code of standardized activations has no threshold.
+    standardized = AutoencoderNetwork(3, 4, "relu", normalization="layer_norm")
+    standardized.load_state_dict(codes.state_dict())
+    without = dataclasses.replace(autoencoder, network=standardized)
+    result = call(model, TensorDataset(images), without, top=1, codes=[1, 2], steps=0)
+    assert not result.has_thresholds and result.thresholds.tolist() == [0, 0]
     other = call(model, TensorDataset(images), autoencoder, **options | {"steps": 2, "seed": 3})
     assert not torch.equal(few.drawings, other.drawings)
     assert target.threshold is not None and abs(target.threshold - 0.2) < 1e-6

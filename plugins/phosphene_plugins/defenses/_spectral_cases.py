@@ -71,6 +71,12 @@ def layers_of_unit_norm() -> None:
         torch.testing.assert_close(torch.tensor(_norms(model)), torch.ones(3))
         trained = model(images).detach()
         layers.release()
+        if kind == "orthogonal":
+            modules: Any = model.module
+            for weight in (*modules[0].weight.flatten(1).chunk(2), modules[4].weight):
+                product_of_rows = (weight @ weight.mT).detach()
+                expected = torch.eye(len(weight)) * float(product_of_rows[0, 0])
+                torch.testing.assert_close(product_of_rows, expected.double())
         assert not any("parametrizations" in name for name in model.module.state_dict())
         torch.testing.assert_close(model(images).detach(), trained)
 

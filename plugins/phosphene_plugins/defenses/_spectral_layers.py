@@ -62,6 +62,7 @@ class SpectralNormalization(nn.Module):
     def calibrate(self, weight: Tensor) -> float:
         """Set the correction so that the norm is exact, and return that norm."""
         exact = spectral_norm(_as_kernel(weight), self.size, **self.conv_options)
+        # equivalent mutants: a number has no gradient
         estimate = float(self._estimate(weight.detach(), self.singular_vector)) or 1.0
         self.correction.fill_(exact / estimate)
         return exact
@@ -105,6 +106,7 @@ class BatchNormNormalization(nn.Module):
 
     def calibrate(self, weight: Tensor) -> float:
         """The norm."""
+        # equivalent mutants: a number has no gradient
         return float((weight.detach() * self.scale).abs().max())
 
     def forward(self, weight: Tensor) -> Tensor:
@@ -203,7 +205,7 @@ class UnitNormLayers:
         """Replace the parametrizations by the weights that they compute: a plain network remains."""
         for layer in self.layers:
             for name in list(layer.parametrizations):
-                remove_parametrizations(layer, name, leave_parametrized=True)
+                remove_parametrizations(layer, name)
 
     def weights(self, network: nn.Module) -> dict[str, Tensor]:
         """The state dict that the network of these layers would have after ``release``."""

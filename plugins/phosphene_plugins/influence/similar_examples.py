@@ -10,13 +10,14 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from phosphene import InputError, Reference, TensorDataset, batch_size, hookimpl, load_model, method
+from phosphene.errors import PhospheneError
 from phosphene.roles import Dataset, Images, Labels, Model
 from phosphene.spec import Agrees, Calls, Cost, InvariantTo, size
 from phosphene.training import label_index
 
 from ..embeddings._features import FeatureLayer, embed_dataset, image_features
 from ._influence_result import TrainingInfluence, training_influence
-from ._weight_gradients import Count, require_class_labels
+from ._weight_gradients import Count, image_gradients, require_class_labels, unit_scale
 
 
 def _oracle() -> None:
@@ -43,6 +44,32 @@ def _oracle() -> None:
         logits = model(images)
     result = similar_examples(model, images[7:], data, labels, similarity="dot", layer="1")
     torch.testing.assert_close(result.values, signs.double() * (logits[7:] @ logits[:7].T))
+    gradients_of_weights_by_hand(model, images)
+
+
+def gradients_of_weights_by_hand(model: Model, images: Tensor) -> None:
+    """A weight that is not used has a gradient of 0; classes that the model does not have are refused."""
+    linear = nn.Linear(12, 3, bias=False).double()
+    unused = load_model(nn.Sequential(nn.Flatten(), linear), input_size=(3, 2, 2))
+    loss = lambda logits, classes: logits[:, classes].square().sum()
+    weights = [*linear.parameters(), nn.Parameter(torch.ones(5).double())]
+    for gradient in image_gradients(unused, weights, images[:2], torch.tensor([1, 2]), loss):
+        assert gradient.shape == (41,) and not gradient[36:].any() and not gradient.requires_grad
+        assert (gradient[:36].view(3, 12) != 0).any(1).sum() == 1
+    for vector, scale in (([0.0, 0.0], 0), ([0.3, 0.4], 2), ([30.0, 40.0], 0.02), ([1e-150, 0.0], 1e150)):
+        result = unit_scale(torch.tensor(vector, dtype=torch.float64))
+        torch.testing.assert_close(result, torch.tensor(scale, dtype=torch.float64))
+    for data, message in (
+        (TensorDataset(images), "classes"),
+        (TensorDataset(images[:1], ["cat"]), "cat"),
+    ):
+        refusal = ""
+        try:
+            require_class_labels(model, data)
+        except PhospheneError as error:
+            refusal = str(error)
+        assert message in refusal, refusal
+    require_class_labels(model, TensorDataset(images[:1], ["2"]))
 
 
 @torch.no_grad()

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import copy
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from phosphene import InputError, Reference, batch_size, hookimpl, load_model, method, progress_bar
+from phosphene import (
+    InputError,
+    Reference,
+    batch_size,
+    hookimpl,
+    load_model,
+    max_batch,
+    method,
+    progress_bar,
+)
 from phosphene import Model as AnyModel
 from phosphene.attacks import project
 from phosphene.roles import Images, Labels, Model, Seed
@@ -144,6 +154,53 @@ def attacks_by_hand() -> None:
     torch.testing.assert_close(predicted, ((along - images) * gradients).sum((1, 2, 3)))
 
 
+class _SignedRows(AnyModel):
+    """A model whose logits have another sign in each row of a call."""
+
+    signs: Tensor
+
+    def for_rows(self, rows: Any) -> _SignedRows:
+        view = copy.copy(self)
+        view.signs = self.signs[rows]
+        return view
+
+    def __call__(self, images: Tensor) -> Tensor:
+        assert len(images) == len(self.signs), "not the rows of the images"
+        return self.signs[:, None] * super().__call__(images)
+
+
+def rows_have_classifiers_of_their_own() -> None:
+    """Attacks, gradients and logits of several rows are those of each row alone."""
+    generator = torch.Generator().manual_seed(0)
+    plain = linear_model(torch.randn(2, 1, 2, 3, generator=generator))
+    model = _SignedRows(plain.module, **plain.settings)
+    model.signs = torch.tensor([1.0, -1.0, -1.0, 1.0, -1.0])
+    images = torch.rand(5, 1, 2, 3, generator=generator)
+    labels = (model.signs[:, None] * plain(images)).argmax(1)
+
+    def measure(model: AnyModel, images: Tensor, labels: Tensor) -> list[Tensor]:
+        attack = white_box_attack(model, images, labels, cross_entropy, 0.1, 3)
+        gradients = _gradients(model, images, labels, cross_entropy)
+        growth, along_random, _ = _margin_growth(model, images, labels, gradients, 0.02, 0)
+        values = [
+            attack.points,
+            attack.steps_to_success,
+            attack.best_margin,
+            gradients,
+            growth,
+            along_random.T,
+        ]
+        return [*values, _predict_logits(model, images), _momentum_examples(model, images, labels, 0.1, 3)]
+
+    with max_batch(2):
+        together = measure(model, images, labels)
+    for n in range(5):
+        for values, alone in zip(
+            together, measure(model.for_rows([n]), images[n : n + 1], labels[n : n + 1]), strict=True
+        ):
+            torch.testing.assert_close(values[n : n + 1], alone)
+
+
 def one_step_transfers_to_the_same_model() -> None:
     """After one step MI-FGSM is the white-box attack, so both succeed on the same images."""
     model = load_model("builtin:shapes-resnet")
@@ -162,6 +219,7 @@ def measures_what_masks_gradients() -> None:
     identifies_how_a_linear_model_is_masked()
     numbers_on_a_linear_model_have_a_closed_form()
     attacks_by_hand()
+    rows_have_classifiers_of_their_own()
     one_step_transfers_to_the_same_model()
     verdicts_on_written_out_measurements()
 
@@ -327,6 +385,7 @@ def gradient_masking_checks(
         images=x[examples],
         adversarial=white_box.points[examples],
         names_before=tuple(map(model.class_name, y[examples].tolist())),
+        # equivalent mutants: a name of a class by its number, also as a tensor
         names_after=tuple(map(model.class_name, predictions.tolist())),
     )
 
@@ -354,7 +413,7 @@ def white_box_attack(
             best_margin = best_margin.index_copy(0, rows, torch.maximum(best_margin[rows], current_margin))
             success = logits.argmax(1) != labels[rows]
             steps_to_success[rows[success]] = step
-            moved = points[rows] + step_size * gradient.nan_to_num().sign()
+            moved = points[rows] + step_size * gradient.sign()
             moved = project(moved, images[rows], eps, "linf")
             is_final = success[:, None, None, None] | (step == steps)
             points[rows] = torch.where(is_final, points[rows], moved)

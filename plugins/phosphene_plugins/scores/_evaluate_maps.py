@@ -111,7 +111,7 @@ def method_source(name: str, params: Mapping[str, Any], seed: int) -> MapSource:
     method: Method[..., Any] = methods[name]
     roles = {declared.role for declared in method.spec.inputs}
     if not issubclass(method.result, Attribution) or not roles <= {"model", "images", "target"}:
-        valid = ", ".join(methods.by_family().get("attribution", ()))
+        valid = ", ".join(methods.by_family()["attribution"])
         raise InputError(
             f"{method.spec.name} returns no maps of a model and images; these methods do: {valid}"
         )
@@ -267,7 +267,9 @@ class MapScores(Fold[State]):
     target: TargetSource
     examples: int
     title: str
-    shard_batches = 1  # a batch takes many passes
+    # A batch takes many passes.
+    # equivalent mutants: the result does not depend on how the batches are divided
+    shard_batches = 1
 
     def start(self) -> State:
         columns = sum(len(metric.columns) for metric in self.metrics)

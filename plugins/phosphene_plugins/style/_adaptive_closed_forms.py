@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from phosphene import InputError, fork_random_state, load_model
+from phosphene import InputError, ModelError, fork_random_state, load_model
 
 from ._adain import channel_statistics
-from ._adaptive_network import AdaptiveNetwork
+from ._adaptive_network import AdaptiveNetwork, StyleProgram
 from ._decoder import Decoder, decoder_widths, log2_stride, stages_up_to
-from ._pixel_features import draw_images, load_pixel_model
+from ._pixel_features import MEAN, STD, draw_images, load_pixel_model
 
 
 def statistics_of_few_positions() -> None:
@@ -87,5 +89,84 @@ def network_pads_and_crops() -> None:
         try:
             call()
         except InputError as error:
+            refusal = str(error)
+        assert message in refusal, f"{message}: {refusal}"
+
+
+class _Tokens(nn.Module):
+    """Pixels as tokens (N, 256, 3), which have no maps, and a condition on values, which torch.fx refuses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pixels, self.tokens = nn.Conv2d(3, 3, 1), nn.Linear(3, 3)
+        nn.init.dirac_(self.pixels.weight)
+        nn.init.eye_(self.tokens.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.pixels(x)
+        result: Tensor = self.tokens((x if x.max() < 1e3 else -x).flatten(2).mT)
+        return result.mean(1)
+
+
+def exported_network_is_stylization() -> None:
+    """g(AdaIN(f(c), f(s))) of squared pixels at stride 4, in closed form; its inputs; encoders refused."""
+    pixels = nn.Conv2d(3, 3, 1, bias=False)
+    nn.init.dirac_(pixels.weight)
+    pool = nn.Sequential(nn.Dropout(), pixels, nn.AvgPool2d(9, 4, 4)).double()
+    plain = load_model(pool, input_size=(3, 16, 20), mean=MEAN, std=STD)
+    model = plain.defended(torch.square, "squares")
+    with fork_random_state():
+        torch.manual_seed(1)
+        decoder = nn.Sequential(nn.Conv2d(3, 3, 3), nn.Dropout()).double()
+    paint: Any = decoder[0]
+    network = AdaptiveNetwork.from_decoder(model, decoder, "2", config={"widths": [3], "channels": 3})
+    pool.train()  # the caller's, which remains as it is
+    program = StyleProgram(network)
+    assert not program.encoder.training and not any(p.requires_grad for p in program.parameters())
+    mean, std = (torch.tensor(values, dtype=torch.float64)[:, None, None] for values in (MEAN, STD))
+
+    def encode(images: Tensor) -> Tensor:
+        """Pixels repeated up to a multiple of 4 and 16 pixels more, squared, normalized and averaged."""
+        right, down = (-side % 4 + 16 for side in images.shape[:1:-1])
+        padded = F.pad(images, (16, right, 16, down), mode="replicate")
+        return F.avg_pool2d((padded.square() - mean) / std, 9, 4, 4)[..., 4:-4, 4:-4]
+
+    contents, styles = draw_images(2, 3, 9, 14, seed=2), draw_images(2, 3, 15, 6, seed=3).square()
+    content, style = encode(contents), encode(styles)
+    means, stds = zip(
+        *((x.mean((2, 3), True), (x.var((2, 3), keepdim=True) + 1e-5).sqrt()) for x in (content, style)),
+        strict=True,
+    )
+    target = stds[1] * (content - means[0]) / stds[0] + means[1]
+    decoded = F.interpolate(paint(target), (12, 16), mode="bilinear")[..., :9, :14].detach()
+    # Some of it above 1 and some below 0.
+    scale = 2 / float(decoded.max() - decoded.min())
+    offset = -0.5 - scale * float(decoded.min())
+    expected = (scale * decoded + offset).clamp(0, 1)
+    paint.weight.data *= scale
+    paint.bias.data = scale * paint.bias.data + offset
+    for name, stylized in (
+        ("the exported network", program(contents, styles)),
+        ("stylize", network.stylize(contents, network.style_statistics(styles), torch.eye(2))),
+    ):
+        assert (stylized - expected).abs().max() < 1e-9, name
+    pool.eval()
+    exported, inputs = network.export_network()
+    assert {name: x.shape for name, x in inputs.items()} == {
+        "images": (2, 3, 64, 96), "style": (2, 3, 56, 80),
+    } and all(x.dtype == torch.float64 and 0 <= x.min() < x.max() <= 1 for x in inputs.values())  # fmt: skip
+    by_stylize = network.stylize(inputs["images"], network.style_statistics(inputs["style"]), torch.eye(2))
+    assert (exported(**inputs) - by_stylize).abs().max() < 1e-9
+
+    tokens = load_model(_Tokens(), input_size=(3, 16, 16))
+    for encoder, layer, message in (
+        (tokens, "tokens", "_Tokens has tokens, not maps (N, C, h, w)"),
+        (tokens, "pixels", "_Tokens at 'pixels': TraceError: symbolically traced"),
+    ):
+        refused = AdaptiveNetwork.from_decoder(encoder, decoder, layer)
+        refusal = ""
+        try:
+            StyleProgram(refused)
+        except ModelError as error:
             refusal = str(error)
         assert message in refusal, f"{message}: {refusal}"

@@ -247,7 +247,7 @@ class StyleProgram(nn.Module):
         size = [self.stride * count for count in self._map_size(images)]
         if list(decoded.shape[2:]) != size:
             decoded = F.interpolate(decoded, size, mode="bilinear")
-        return _crop(decoded, 0, 0, images.shape[2], images.shape[3]).clamp(0, 1)
+        return _crop(decoded, images.shape[2], images.shape[3]).clamp(0, 1)
 
     def _map_size(self, images: Tensor) -> list[int]:
         """Rows and columns of the layer's map; of positive numbers: ONNX rounds negative ones otherwise."""
@@ -267,13 +267,13 @@ class StyleProgram(nn.Module):
         return features[..., top : top + height, left : left + width]
 
 
-def _crop(maps: Tensor, top: int, left: int, height: int, width: int) -> Tensor:
-    """The rows and columns of a rectangle, by indices.
+def _crop(maps: Tensor, height: int, width: int) -> Tensor:
+    """The first rows and columns, by indices.
 
     A slice would fix in an exported program whether the size is a multiple of the stride.
     """
     rows, columns = (torch.arange(count, device=maps.device) for count in (height, width))
-    return maps.index_select(2, rows + top).index_select(3, columns + left)
+    return maps.index_select(2, rows).index_select(3, columns)
 
 
 def require_adaptive_network(stylizer: object, method: str) -> AdaptiveNetwork:

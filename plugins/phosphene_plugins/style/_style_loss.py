@@ -87,6 +87,7 @@ def smoothness_loss(weight: float) -> Callable[[Tensor], Tensor] | None:
     """The weighted total variation per pixel (N,) of images (N, C, H, W); None where the weight is 0."""
 
     def smoothness(images: Tensor) -> Tensor:
+        # equivalent mutants: every channel has the same number of pixels
         return weight * total_variation(images) / images[0, 0].numel()
 
     return smoothness if weight else None

@@ -25,6 +25,7 @@ from phosphene.training import single_precision, train
 from ._adain import channel_statistics, match_statistics
 from ._adaptive_closed_forms import (
     decoder_is_convolutions_and_upsampling,
+    exported_network_is_stylization,
     network_pads_and_crops,
     statistics_of_few_positions,
 )
@@ -88,6 +89,7 @@ def training_step_has_a_closed_form() -> None:
     statistics_of_few_positions()
     decoder_is_convolutions_and_upsampling()
     network_pads_and_crops()
+    exported_network_is_stylization()
     call: Any = adaptive_style_fit  # its result has every field here
     model, images = load_pixel_model(torch.float32), draw_images(5, 3, 8, 11, seed=0, dtype=torch.float32)
     styles = draw_images(3, 3, 10, 6, seed=1, dtype=torch.float32) ** 2
@@ -124,6 +126,11 @@ def training_step_has_a_closed_form() -> None:
             expected = result.network(target)[0, ..., :11].clamp(0, 1)
             assert (preview - expected).abs().max() < 1e-4, "previews"
     assert len(result.previews) == 4
+    fields = {name: getattr(result, name) for name in ("method", "config", "losses", "labels", "previews")}
+    fields["network"] = result.network.state_dict()
+    restored = AdaptiveNetwork.restore(fields, {result.method: call}.get, encoder_model=model)
+    drawn = draw_images(1, 3, 4, 5, seed=2, dtype=torch.float32)
+    assert torch.equal(restored.network(drawn), result.network(drawn)) and restored.losses is result.losses
     moved = call(model, *data, **options, steps=2, batch=2, lr=0.01, seed=last)
     pairs = zip(moved.network.parameters(), result.network.parameters(), strict=True)
     most = max((after - before).abs().max() for after, before in pairs)

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torchvision.ops import Permute
 
 from phosphene import InputError, ModelError, Reference, hookimpl, load_model, method
 from phosphene.images import noise_images, resize
@@ -40,7 +41,7 @@ from ._pixel_features import draw_images, gram, load_pixel_model, relative, tran
 from ._resize import coarse_to_fine, scale_images, shrink_to
 from ._style_blend import normalize_blend, style_title
 from ._style_loss import StyleLoss, StyleTargets, relative_error, smoothness_loss
-from ._tiled_gradient import TILE_COUNT, TileSide, split_into_tiles, tiled_loss
+from ._tiled_gradient import TILE_COUNT, TileSide, image_loss, split_into_tiles, tiled_loss
 
 GATYS = Reference(
     key="gatys2016",
@@ -168,6 +169,26 @@ def tiles_cover_images() -> None:
     gradients = [torch.autograd.grad(loss.sum(), images)[0] for loss in (plain, tiled)]
     assert torch.allclose(plain, tiled, rtol=1e-10), "tiles change the loss"
     assert (gradients[0] - gradients[1]).abs().max() < 1e-10, "tiles change the gradient"
+    # At 2 tiles' sides and 1 pixel, less than a stride, the second tile is a pixel larger.
+    ends = split_into_tiles(loss_network, images[..., :33], 17)
+    assert ends is not None and [tile.window[1].stop for tile in ends] == [18, 33]
+    # A loss of features and pixels, of one layer alone, and of pixels alone, with a nonlinear gradient.
+    for loss in (
+        lambda maps, pixels: sum(m.square().sum((1, 2, 3)).sin() for m in maps) * pixels.mean((1, 2, 3)),
+        lambda maps, pixels: maps[1].cos().mean((1, 2, 3)) * images.new_tensor([2.0, 3.0]),
+    ):
+        values = [image_loss(loss_network, loss, images, tile)(images) for tile in (None, 17)]
+        gradients = [torch.autograd.grad(value.sum(), images)[0] for value in values]
+        assert torch.allclose(values[0], values[1], rtol=1e-10), "tiles change a loss of features"
+        assert (gradients[0] - gradients[1]).abs().max() < 1e-10, "tiles change the gradient of a loss"
+    # Of two layouts of one shape, the layer's name says which a map has.
+    both = nn.Sequential(nn.Conv2d(3, 3, 1, bias=False), Permute([0, 2, 3, 1]))
+    square, channels_last = (
+        images.detach()[..., :3, :3].float(),
+        StyleLoss(load_model(both, input_size=(3, 3, 3)), "1", ["0"]),
+    )
+    first, last = channels_last.features(square)
+    assert torch.equal(first, last) and torch.equal(channels_last.content_features(square), first)
     everywhere = load_model(nn.Sequential(nn.InstanceNorm2d(3)), input_size=(3, 16, 16))
     try:
         split_into_tiles(StyleLoss(everywhere), images, 16)

@@ -120,6 +120,14 @@ def predicted_parameters_are_those_of_the_formula() -> None:
             continue
         raise AssertionError(f"images {tuple(unfit.shape)} are not refused")
     assert result.style == "100% of style 1"
+    weights = [weight for name, weight in network.predictor.down.named_parameters() if "weight" in name]
+    assert [weight.shape[:2] for weight in weights] == [(2, 3), (4, 2), (8, 4)]
+    exported, inputs = stylizer.export_network()
+    shapes = {name: values.shape for name, values in inputs.items()}
+    # Of different sizes: torch.export takes equal ones to be equal always.
+    assert shapes == {"images": (2, 3, 64, 96), "style": (2, 3, 56, 80)} and exported is network
+    for values in inputs.values():
+        assert values.dtype == torch.float64 and 0 <= values.min() < values.max() <= 1
 
 
 def training_steps_have_a_closed_form() -> None:

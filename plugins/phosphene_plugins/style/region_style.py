@@ -5,9 +5,9 @@ from typing import Annotated, Any
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
-from phosphene import InputError, Reference, hookimpl, method
+from phosphene import InputError, Reference, hookimpl, load_model, method
 from phosphene.images import resize
 from phosphene.optimize import PixelImage, optimize_image
 from phosphene.results import Stylization
@@ -47,6 +47,12 @@ def regions_are_stylized_separately() -> None:
     smooth.requires_grad_()
     loss = transfer_loss(smooth, content, large, (), weights={}, alpha=1, beta=0, smoothness=2)
     assert torch.autograd.grad(loss.sum(), smooth)[0].abs().max() < 1e-6, "it is not the minimum"
+    coarse = tested(model, content, styles[:1], None, None, start, content_layer="1", **options)
+    loss = transfer_loss(
+        start, content, large[:1], content_layer="1", weights={"0": 1, "1": 1 / 3}, alpha=2, beta=5
+    )
+    assert torch.allclose(coarse.losses[0], loss, rtol=1e-10), "the content layer is not the one chosen"
+    regions_that_vanish_are_refused(model, content, styles)
     masks = everywhere.clone()
     masks[:, :, 5:] = False
     guides = torch.zeros(3, 3, 9, 6, dtype=torch.float64)
@@ -78,6 +84,25 @@ def regions_are_stylized_separately() -> None:
     torch.testing.assert_close(small.losses, shrunk.losses)
 
 
+def regions_that_vanish_are_refused(model: Model, content: Tensor, styles: Tensor) -> None:
+    """A pixel inside, or outside, is lost by erosion at the coarse layer alone, or at both layers."""
+    tested: Any = region_style
+    options: Any = {"erosion": 1.0, "steps": 1}
+    for pixel_is_inside in (False, True):
+        masks = torch.full((3, 8, 12), not pixel_is_inside)
+        masks[1, 4, 6] = pixel_is_inside
+        masks[::2, :, 6:] = pixel_is_inside
+        images = content[[0, 1, 0]]
+        result = tested(model, images, styles, masks, style_layers=["0", "1"], **options)
+        assert result.losses.isfinite().all(), "a region that remains at one of two layers"
+        refusal = ""
+        try:
+            tested(model, images, styles, masks, style_layers=["1"], **options)
+        except InputError as error:
+            refusal = str(error)
+        assert "nothing of a region or of its style remains" in refusal, refusal
+
+
 def eroded_masks_by_hand() -> None:
     """A radius erodes squares, not borders; a cell is inside if all its pixels are; reaches of two layers."""
     masks = torch.ones(1, 6, 7, dtype=torch.bool)
@@ -86,8 +111,15 @@ def eroded_masks_by_hand() -> None:
     assert (~eroded).nonzero().tolist() == [[y, x] for y in (1, 2, 3) for x in (4, 5, 6)]
     assert torch.equal(erode(masks, 0), masks)
     assert region_weights(masks, torch.Size((3, 3)))[0, 0].tolist() == [[1, 1, 1], [1, 1, 0], [1, 1, 1]]
+    assert [[y.min(), y.max(), x.min(), x.max()] for y, x in [(~erode(masks, 2)[0]).nonzero().T]] == [
+        [0, 4, 3, 6]
+    ]
     model = load_pixel_model()
     assert [field_reach(model, layer, (16, 16)) for layer in ("0", "1")] == [0, 1]
+    # Receptive fields of five pixels that extend to a single side: left, right, up, down.
+    for pads, kernel in (((4, 0), (1, 5)), ((0, 4), (1, 5)), ((0, 0, 4, 0), (5, 1)), ((0, 0, 0, 4), (5, 1))):
+        padded = nn.Sequential(nn.ZeroPad2d((*pads, 0, 0)[:4]), nn.AvgPool2d(kernel, 1))
+        assert field_reach(load_model(padded, input_size=(3, 9, 9)), "1", (9, 9)) == 4, pads
 
 
 @method(

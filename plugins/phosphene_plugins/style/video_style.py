@@ -88,6 +88,29 @@ def flow_of_a_translation_is_exact() -> None:
     step[0, 0, 1] = 2.3
     boundary = ~consistent_pixels(step, -flow)
     assert boundary[0, :2].all() and not boundary[1:4, :4].any()
+    # A flow that ends half a pixel outside, at the edge of the image, cannot be relied on.
+    for column, motion in ((0, -0.5), (5, 0.5)):
+        half = torch.stack([motion * ones, 0 * ones])
+        assert (~consistent_pixels(half, -half)).nonzero().tolist() == [[y, column] for y in range(5)]
+    some, other = torch.zeros(5, 6, dtype=torch.bool), image[0] + 0.3
+    assert warp_error(image[0], other, some) == 0, "no pixel is consistent"
+    some[:, 0], other[..., 1:] = True, 0
+    assert abs(warp_error(image[0], other, some) - 0.3) < 1e-6
+    wide, small = draw_clip(2).frames[..., :12, :20], draw_clip(2).frames[..., :12, :12]
+    check_flow("dis", small)
+    for side in (2, 3):
+        refusal = ""
+        try:
+            check_flow("dis", wide.narrow(side, 0, 11))
+        except InputError as error:
+            refusal = str(error)
+        assert (
+            "12 pixels a side or more, not 1" in refusal
+            and optical_flow(small[0], small[1], "dis").isfinite().all()
+        )
+    # Farneback's flow blurs the boundaries of a motion.
+    smooth = optical_flow(later, earlier, "farneback") + torch.where(clip.masks[1], shape, background)
+    assert smooth.shape == backward.shape and smooth.norm(dim=0).median() < 0.1
     masks = [torch.tensor(m, dtype=torch.bool)[None] for m in ([1, 0, 0], [1, 1, 0], [0, 1, 1])]
     weights = [w[0].tolist() for w in long_term_weights(masks)]
     assert weights == [[1, 0, 0], [0, 1, 0], [0, 0, 1]]

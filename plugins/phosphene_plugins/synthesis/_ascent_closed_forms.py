@@ -7,7 +7,9 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.ops import Permute
 
 from phosphene import Class, InputError, Model, load_model, scores
 from phosphene.images import gaussian_blur
@@ -40,6 +42,8 @@ def ascent_has_its_closed_forms(visualize: Visualize) -> None:
     _single_options_agree_with_gradient_ascent(visualize, model)
     _penalties_have_their_gradients(visualize, model)
     _parametrizations_follow_their_gradients(visualize, model)
+    _terms_have_their_values()
+    _distances_of_statistics_by_hand()
 
 
 def _starts_have_their_closed_forms(visualize: Visualize, model: Model) -> None:
@@ -125,6 +129,98 @@ def _penalties_have_their_gradients(visualize: Visualize, model: Model) -> None:
     both = _score(model, (0, 0, 1, 1))
     expected = _after_step(PixelImage(starts.repeat(2, 1, 1, 1)), lambda x: both(x) - 0.5 * similarity(x))
     torch.testing.assert_close(images, expected, rtol=0, atol=1e-6)
+
+
+def _terms_have_their_values() -> None:
+    """Cosines of variants, of maps, tokens and vectors; a background of natural amplitudes; opacity."""
+    draw = torch.Generator().manual_seed(0)
+    pixels = nn.Sequential(nn.Identity(), nn.Flatten(2), _Transpose(), nn.Flatten())
+    model = load_model(pixels, input_size=(3, 4, 5), mean=[0.0] * 3, std=[1.0] * 3)
+    images = torch.rand(6, 3, 4, 5, generator=draw).double()
+    gram = torch.einsum("nchw,ndhw->ncd", images, images)
+    vectors = images.movedim(1, 3).flatten(1)
+    for layer, grams in (
+        ("0", gram),
+        ("2", gram),  # tokens of a grid
+        ("3", torch.einsum("nc,nd->ncd", vectors, vectors)),
+    ):
+        cosines = F.cosine_similarity(grams.flatten(1)[:, None], grams.flatten(1)[None], dim=2)
+        # Two units of three variants each.
+        pairs = ((1, 2), (0, 2), (0, 1), (4, 5), (3, 5), (3, 4))
+        expected = torch.stack([(cosines[n, a] + cosines[n, b]) / 2 for n, (a, b) in enumerate(pairs)])
+        penalty = diversity_penalty(model, layer, 3)(images.float())
+        torch.testing.assert_close(penalty.double(), expected, rtol=1e-4, atol=1e-4)
+
+    # Of two layouts of one shape, the layer's name says which a map has.
+    both = nn.Sequential(nn.Conv2d(3, 3, 1, bias=False), Permute([0, 2, 3, 1]))
+    square = load_model(both, input_size=(3, 3, 3))
+    first, last = (diversity_penalty(square, layer, 2)(images[:2, :, :3, :3].float()) for layer in "01")
+    torch.testing.assert_close(first, last)
+
+    transform = with_background(lambda values, _: 2 * values)
+    opaque = torch.rand(2, 4, 10, 13, generator=draw)
+    seed = lambda: torch.Generator().manual_seed(7)
+    augmented = transform(opaque, seed())
+    assert torch.equal(augmented[:, :4], 2 * opaque) and augmented.shape == (2, 7, 10, 13)
+    assert torch.equal(with_background(None)(opaque, seed())[:, :4], opaque)
+    assert torch.equal(augmented[0, 4:], augmented[1, 4:]), "the backgrounds of images differ"
+    noise = augmented[0, 4:].double().logit()
+    assert abs(float(noise.std()) - 1) < 1e-4
+    # Its spectrum is white noise over the frequency, of which 1 / 13 is the lowest.
+    rows, columns = torch.fft.fftfreq(10), torch.fft.rfftfreq(13)
+    frequencies = (rows[:, None] ** 2 + columns**2).sqrt().clamp(min=1 / 13)
+    white = torch.randn(1, 3, 10, 13, generator=seed(), dtype=torch.float64)[0]
+    ratio = torch.fft.rfft2(noise) * frequencies / torch.fft.rfft2(white)
+    assert (ratio - ratio.mean()).abs().max() < 1e-3 * ratio.mean().abs()
+
+    # 0.25 of 0.8 over 0.4 is 0.5: (0.5^2 - 0.4^2) (1 - 0.25); the background alone scores 0.4^2.
+    parts = [torch.full((1, count, 2, 2), value) for count, value in ((3, 0.8), (1, 0.25), (3, 0.4))]
+    inputs = torch.cat(parts, 1).requires_grad_()
+    score = transparent_score(lambda images: images.square().mean((1, 2, 3)))(inputs)
+    assert abs(score.item() - 0.0675) < 1e-6
+    (gradient,) = torch.autograd.grad(score.sum(), inputs)
+    # Of the background's own score there is no gradient: 2 * 0.5 * (1 - 0.25) * (1 - 0.25) in all.
+    assert abs(float(gradient[:, 4:].sum()) - 0.5625) < 1e-6
+
+
+class _Transpose(nn.Module):
+    """(N, C, T) -> (N, T, C)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mT
+
+
+def _distances_of_statistics_by_hand() -> None:
+    """Of maps and of vectors, of single images and of the batch; norms without stored statistics."""
+    norms = nn.BatchNorm2d(3), nn.BatchNorm1d(60), nn.InstanceNorm2d(3, track_running_stats=True)
+    for seed, norm in enumerate(norms):
+        assert norm.running_mean is not None and norm.running_var is not None
+        norm.running_mean.copy_(_normal(1, seed).flatten()[: norm.num_features])
+        norm.running_var.copy_(1 + _normal(1, 9 + seed).flatten()[: norm.num_features].square())
+    network = nn.Sequential(norms[2], norms[0], nn.Flatten(), norms[1]).double().eval()
+    model = load_model(network, input_size=(3, 4, 5), mean=[0.0] * 3, std=[1.0] * 3)
+    images = torch.rand(4, 3, 4, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    prior = BatchNormPrior(model)
+    assert list(prior.layers) == ["1", "3"], "not the batch norms alone"
+    with torch.no_grad():
+        first = network[0](images)
+        inputs = [first.flatten(2).movedim(1, 2), network[1](first).flatten(1)[:, None]]  # (N, positions, C)
+    expected = []
+    for together in (False, True):
+        distances = torch.zeros(4, dtype=torch.float64)
+        for values, norm in zip(inputs, norms[:2], strict=True):
+            assert norm.running_mean is not None and norm.running_var is not None
+            sets = [values.flatten(0, 1)] * 4 if together else list(values)
+            for n, rows in enumerate(sets):
+                variance = (rows - rows.mean(0)).square().mean(0)
+                both = (rows.mean(0) - norm.running_mean).norm() + (variance - norm.running_var).norm()
+                distances[n] += both / 4 if together else both
+        expected.append(distances)
+        torch.testing.assert_close(prior(images, together=together), distances)
+    with prior.record() as tap:
+        model(images)
+    for together, distances in zip((False, True), expected, strict=True):
+        torch.testing.assert_close(prior.distances(tap, together=together), distances)
 
 
 def _parametrizations_follow_their_gradients(visualize: Visualize, model: Model) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field, NonNegativeFloat
 from torch import Generator, Tensor
 
@@ -23,6 +24,7 @@ REDRAW_STEPS = 20
 
 def gram_energy(gram: Tensor, target: Tensor) -> Tensor:
     """E_l = 1/(4 N_l^2) sum_cc' (G_cc' - Ĝ_cc')^2 of Gram matrices divided by their own M_l: (N,)."""
+    # equivalent mutants: Gram matrices are square
     return (gram - target).square().sum((1, 2)) / (4 * target.shape[-1] ** 2)
 
 
@@ -147,8 +149,32 @@ def images_are_periodic_and_samples_end() -> None:
         assert abs(float(result.scores[0, 0] - expected)) < 1e-9, f"the loss of periodic={periodic} differs"
 
 
+def periodic_features_have_no_border() -> None:
+    """Means over 11 x 11 pixels across the edges, at strides 1 and 4, of half an image more at each edge."""
+    pools = torch.nn.AvgPool2d(11, 1, 5), torch.nn.AvgPool2d(4)
+    model = load_model(torch.nn.Sequential(*pools), input_size=(3, 24, 16), mean=[0] * 3, std=[1] * 3)
+    sizes = []
+    handle = model.module.register_forward_pre_hook(lambda _, inputs: sizes.append(inputs[0].shape[2:]))
+    # At each edge 8 or 12, multiples of 4, of which half an image is no more.
+    for sides, larger in (((12, 20), (28, 44)), ((14, 11), (30, 27))):
+        images = torch.rand(2, 3, *sides, generator=Generator().manual_seed(1))
+        continued = F.avg_pool2d(F.pad(images, (5, 5, 5, 5), mode="circular"), 11, 1)
+        fine, coarse = feature_maps(model, images, ["0", "1"], periodic=True)
+        assert sizes[-1] == larger, "not half an image more at each edge, in steps of the coarsest stride"
+        assert fine.shape == images.shape and (fine - continued).abs().max() < 1e-6
+        assert coarse.shape[2:] == (round(sides[0] / 4), round(sides[1] / 4))
+        if sides == (12, 20):
+            assert (coarse - F.avg_pool2d(continued, 4)).abs().max() < 1e-6
+        (bordered,) = feature_maps(model, images, ["0"], periodic=False)
+        assert (bordered - F.avg_pool2d(images, 11, 1, 5)).abs().max() < 1e-6
+    (row,) = feature_maps(model, images[:, :, :1], ["1"], periodic=True)
+    assert row.shape[2:] == (1, 3), "an image of less than a stride has no position"
+    handle.remove()
+
+
 def pixels_as_features_have_a_closed_form() -> None:
     """Features = normalized pixels, and their means over 2 x 2: the loss of the first images by hand."""
+    periodic_features_have_no_border()
     sliced_distances_have_a_closed_form()
     images_are_periodic_and_samples_end()
     tested: Any = gram_texture  # its result has every field here

@@ -140,10 +140,50 @@ def cuts_minimize_the_error() -> None:
     assert block_starts(19, 8, 2, periodic=True) == [0, 4, 9, 14]
 
 
+def guidance_maps_by_hand() -> None:
+    """The output's size; a guide without contrast; a sample guide for two samples; guides that do not fit."""
+    sample, guide = (
+        torch.rand(2, 3, 4, 5, generator=Generator().manual_seed(0)).double(),
+        torch.ones(1, 3, 6, 7),
+    )
+    sizes = [guided_size(sample, g, size) for g in (None, guide) for size in (None, 9, (8, 3))]
+    assert sizes == [(4, 5), (9, 9), (8, 3), (6, 7), (9, 9), (8, 3)]
+    sample_map, output_map = guidance_maps(sample, None, guide, 6, 7)
+    luminance = 0.299 * sample[:, :1] + 0.587 * sample[:, 1:2] + 0.114 * sample[:, 2:]
+    torch.testing.assert_close(sample_map, luminance)
+    # A guide without contrast has the mean of the sample.
+    mean = luminance.mean((1, 2, 3), keepdim=True)
+    torch.testing.assert_close(output_map, mean.expand(-1, -1, 6, 7), rtol=0, atol=1e-6)
+    own = torch.rand(1, 3, 4, 5, generator=Generator().manual_seed(1))
+    for shared, own_guide in zip(guidance_maps(sample, own, guide, 6, 7), (own, guide), strict=True):
+        assert torch.equal(shared, own_guide.double().expand(2, -1, -1, -1))
+    gray, _ = guidance_maps(sample[:, :2], None, guide[:, :2], 6, 7)
+    torch.testing.assert_close(gray, sample[:, :2].mean(1, keepdim=True))
+    for sample_guide, output_guide, message in (
+        (own, None, "it needs a guide"),
+        (None, guide.expand(3, -1, -1, -1), "guide must be one map, or one for each of 2 samples, not 3"),
+        (
+            own.expand(3, -1, -1, -1),
+            guide,
+            "sample_guide must be one map, or one for each of 2 samples, not 3",
+        ),
+        (own[:, :2], guide, "(3, 4, 5), not (2, 4, 5)"),
+        (own[:, :, :3], guide, "(3, 4, 5), not (3, 3, 5)"),
+        (own[..., :3], guide, "(3, 4, 5), not (3, 4, 3)"),
+    ):
+        refusal = ""
+        try:
+            guidance_maps(sample, sample_guide, output_guide, 6, 7)
+        except InputError as error:
+            refusal = str(error)
+        assert message in refusal, refusal
+
+
 def textbook_loops_copy_the_same_pixels() -> None:
     """Equal to loops over blocks and pixels, with guidance and periodic; a periodic texture is continued."""
     tested: Any = image_quilting  # its result has every field here
     cuts_minimize_the_error()
+    guidance_maps_by_hand()
     from . import _textbook_textures
 
     noise = torch.rand(2, 2, 9, 10, dtype=torch.float64, generator=Generator().manual_seed(0))
