@@ -26,7 +26,7 @@ from ..observation import (
     tensors_in,
 )
 from .attacks import logits_of
-from .base import register_check, result_of
+from .base import MAP_PER_PIXEL, register_check, result_of
 
 if TYPE_CHECKING:
     from .base import AnyMethod
@@ -125,6 +125,7 @@ def _missed(
         None if is_attribution(method) and method.spec.input("target") else "it explains no target by a map"
     ),
     exemptible=True,
+    requires=MAP_PER_PIXEL,
 )
 def explains_the_target(method: AnyMethod) -> None:
     if (failures := _localization_failures(method, {})) is None or not failures:

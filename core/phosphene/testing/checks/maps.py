@@ -17,7 +17,7 @@ from ...results import AdversarialExamples
 from ..cases import Case, properties_of
 from ..observation import mean_rank_correlation
 from ..symmetric_networks import relation_network
-from .base import register_check, result_of
+from .base import MAP_PER_PIXEL, register_check, result_of
 from .relations import RelationCalls, maps_images_of_a_model, prose_of, text_of
 
 if TYPE_CHECKING:
@@ -123,6 +123,7 @@ _STRIDED_SIZE, _DOTS = (96, 128), ((32, 48), (64, 96), (48, 16))
     "unit_centers from phosphene",
     lambda method: maps_images_of_a_model(method) or (method.seed and "it draws random numbers"),
     exemptible=True,
+    requires=MAP_PER_PIXEL,
 )
 def lies_where_the_units_are_centered(method: AnyMethod) -> None:
     for y, x in _DOTS:
@@ -276,6 +277,7 @@ def _covered_sizes(method: AnyMethod) -> tuple[tuple[tuple[int, int], ...], ...]
     "loops over windows that end before the border, or run over one side for both",
     maps_images_of_a_model,
     exemptible=True,
+    requires=MAP_PER_PIXEL,
 )
 def covers_the_image(method: AnyMethod) -> None:
     for sizes in _covered_sizes(method):

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ...results import Result
     from .base import AnyMethod
 
-from .base import register_check
+from .base import ORACLE_PASSES, register_check
 from .oracle_calls import OracleCall, answer_calls, recorded_calls
 from .relations import RelationCalls
 
@@ -42,6 +42,7 @@ def _exempt(check: str) -> Callable[[AnyMethod], str | None]:
     "The oracle calls the method, with a model that normalizes pixels where the method takes one.",
     "the oracle: call the method in it, on phosphene.testing.linear_model or load_model(..., mean=, std=)",
     _exempt("oracle_calls_method"),
+    requires=ORACLE_PASSES,
 )
 def oracle_calls_method(method: AnyMethod) -> None:
     calls = recorded_calls(method)
@@ -202,7 +203,8 @@ def _spoil_check(name: str, promise: str) -> None:
 
     check_oracle.__name__ = f"oracle_rejects_{name}"
     hint = "the oracle: compare the result's values, on a network and images without symmetry"
-    register_check("method", promise, hint, _exempt(check_oracle.__name__))(check_oracle)
+    exempt = _exempt(check_oracle.__name__)
+    register_check("method", promise, hint, exempt, requires=ORACLE_PASSES)(check_oracle)
 
 
 def _same_arguments(
