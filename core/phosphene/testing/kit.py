@@ -205,9 +205,9 @@ class Examination:
     #: The cases that passed the checks which run them, by check, and whether the method accepted them.
     passed: dict[tuple[str, Case], bool] = field(default_factory=dict, repr=False)
     #: The outcomes of checks that others require, by name.
-    required: dict[str, Outcome] = field(default_factory=dict, repr=False)
+    _required: dict[str, Outcome] = field(default_factory=dict, init=False, repr=False)
     #: The error that the method raises in the check "answers": its type, and the line of the method's file.
-    crash: tuple[str, str] | None = field(default=None, repr=False)
+    _crash: tuple[str, str] | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.profile not in PROFILES:
@@ -218,7 +218,7 @@ class Examination:
 
     def outcome(self, check: Check) -> Outcome:
         """Run one check on all cases of the profile."""
-        return self.required.get(check.name) or self._run(check)
+        return self._required.get(check.name) or self._run(check)
 
     def _run(self, check: Check) -> Outcome:
         outcome = Outcome(check=check.name, promise=check.promise, hint=check.hint, verdict="passed")
@@ -241,13 +241,13 @@ class Examination:
         if failure is not None:
             case, error = failure
             crash = crash_of(self.method, error)
-            if crash is not None and crash == self.crash and check.name != "answers":
+            if crash is not None and crash == self._crash and check.name != "answers":
                 reason = 'it raises the error of the check "answers"'
                 return outcome.model_copy(update={"verdict": "skipped", "reason": reason})
             if case is not None:
                 case, error = self._smallest(check, case, error)
             if check.name == "answers":
-                self.crash = crash_of(self.method, error)
+                self._crash = crash_of(self.method, error)
             outcome.verdict = "failed"
             outcome.reason = str(error) or repr(error)
             outcome.example = _example(self.method, check, case)
@@ -262,9 +262,9 @@ class Examination:
             for other in checks_of(self.method):
                 if other.name.partition("(")[0] != kind:
                     continue
-                if other.name not in self.required:
-                    self.required[other.name] = self._run(other)
-                if self.required[other.name].verdict == "failed":
+                if other.name not in self._required:
+                    self._required[other.name] = self._run(other)
+                if self._required[other.name].verdict == "failed":
                     return f"{reason} ({other.name})"
         return None
 
