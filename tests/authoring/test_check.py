@@ -89,6 +89,28 @@ def test_passing_method_prints_a_table_and_exits_with_0(
     assert last.startswith("attribution.saliency: 2 passed, 1 skipped in ")
 
 
+def test_skipped_checks_are_counted_in_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from phosphene import testing
+
+    def check_few(method: object, *, only: object, **rest: object) -> object:
+        names = ["documented", "seed_matters", "labels_matter", "weights_matter"]
+        return check_method(method, only=names, **rest)
+
+    check_method = testing.check_method
+    monkeypatch.setattr(testing, "check_method", check_few)
+    assert check("saliency", *QUICK) == 0
+    output = capsys.readouterr().out
+    assert "\nskipped" not in output
+    assert "\n2 checks do not apply to this method or cannot decide: --verbose lists the reasons\n" in output
+    assert check("saliency", *QUICK, "--verbose") == 0
+    output = capsys.readouterr().out
+    assert output.count("\nskipped") == 2
+    assert "it has no seed" in output
+    assert "--verbose" not in output
+
+
 @pytest.mark.parametrize("name", ["attribution.saliency", "phosphene:attribution.saliency"])
 def test_method_is_selected_by_id_or_qualified_name(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert check(name, *QUICK, "--only", "documented") == 0

@@ -5,7 +5,10 @@ from __future__ import annotations
 import functools
 import importlib
 import json
+import re
+import subprocess
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +18,8 @@ from tests.mutation_scores import TEST_MODULE, code_digest, digest_of_source, me
 from phosphene import InputError, UnknownName, methods
 from phosphene.cli.main import main
 from phosphene.testing import check_method, mutation_score, mutation_server
-from phosphene.testing.kit import Outcome, bound_checks
+from phosphene.testing.checks import ARITHMETIC_UNTESTED, ORACLE_MISSING
+from phosphene.testing.kit import Outcome, Report, bound_checks
 from phosphene.testing.mutants import generate_mutants
 
 ROOT = Path(__file__).parents[2]
@@ -168,6 +172,7 @@ def test_oracle_kills_mutants_that_it_sees_and_no_others(method_file: Path) -> N
     # A survivor is printed as a diff with its file and line.
     text = str(report)
     assert f"{method_file}" in text
+    assert text.startswith("Each diff is a change of the code that no test notices")
     assert "+    return (brightest[:, 0] - 0.5).clamp(min=0) * 1.25" in text
     assert text.splitlines()[-1] == report.summary()
     assert report.model_dump(mode="json")["score"] == report.score
@@ -379,13 +384,18 @@ def test_checks_from_which_a_method_is_exempt_are_left_out(monkeypatch: pytest.M
 # --- the check of the kit --------------------------------------------------------------------------
 
 
-def arithmetic_is_tested(source: str, file: Path) -> Outcome:
-    """The outcome of the check for the method ``weighted`` of this source."""
+def arithmetic_report(source: str, file: Path, *only: str) -> Report:
+    """The report of the check, and of others, for the method ``weighted`` of this source."""
     file.write_text(source)
     sys.modules.pop(file.stem, None)
     importlib.invalidate_caches()
     tested = importlib.import_module(file.stem).weighted
-    (outcome,) = check_method(tested, only=["arithmetic_is_tested"]).outcomes
+    return check_method(tested, only=[*only, "arithmetic_is_tested"])
+
+
+def arithmetic_is_tested(source: str, file: Path) -> Outcome:
+    """The outcome of the check for the method ``weighted`` of this source."""
+    (outcome,) = arithmetic_report(source, file).outcomes
     return outcome
 
 
@@ -394,10 +404,21 @@ def test_line_that_the_oracle_does_not_show_is_named(method_file: Path) -> None:
     assert outcome.verdict == "failed"
     line = "return (brightest[:, 0] - 0.5).clamp(min=0) * 0.25"
     number = 1 + [text.strip() for text in WEAK.splitlines()].index(line)
-    assert f"line {number}: {line}\n" in outcome.reason
+    assert f"your line {number}: {line}\n" in outcome.reason
+    assert "changed to: return (brightest[:, 0]" in outcome.reason
     assert "this changes the result of Case(" in outcome.reason
+    first = re.search(r"your line (\d+): ", outcome.reason)
+    assert first is not None
+    assert outcome.hint.endswith(f"{method_file}, line {first[1]}")
+    # The code below it prints the numbers that differ.
+    code = outcome.reason.partition("before and after a change:\n")[2]
+    printed = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], cwd=method_file.parent, capture_output=True, text=True
+    )
+    assert "'maps': tensor(" in printed.stdout, printed.stderr
     assert "FACTOR" not in outcome.reason
     assert "a parameter other than its default" in outcome.hint
+    assert "has no symmetry" in outcome.hint
 
 
 def test_function_that_the_oracle_calls_itself_is_named(method_file: Path) -> None:
@@ -418,7 +439,58 @@ def test_method_is_exempt_from_tested_arithmetic_with_a_reason(method_file: Path
     outcome = arithmetic_is_tested(WEAK.replace("oracle=oracle,", exempt), method_file)
     assert (outcome.verdict, outcome.reason) == ("skipped", "exempt: the edge is decoration")
     outcome = arithmetic_is_tested(WEAK.replace("oracle=oracle,", ""), method_file)
-    assert (outcome.verdict, outcome.reason) == ("skipped", "it has no oracle")
+    assert (outcome.verdict, outcome.reason) == ("skipped", ARITHMETIC_UNTESTED)
+
+
+#: With relations, which hold for the sum over the channels and for their mean.
+RELATIONS_ONLY = RIGHT.replace(
+    "oracle=oracle,", 'relations=[LinearIn("target"), Equivariant("hflip")],'
+).replace("import size", "import Equivariant, LinearIn, size")
+RELATIONS_ONLY = RELATIONS_ONLY.replace(" + _edge(images)", "")
+
+
+def test_lines_that_relations_do_not_notice_are_a_warning(method_file: Path) -> None:
+    report = arithmetic_report(RELATIONS_ONLY, method_file)
+    (outcome,) = report.outcomes
+    assert report.ok
+    assert outcome.verdict == "skipped"
+    assert re.fullmatch(r"it has no oracle; relations notice \d+ of \d+ changes", outcome.reason)
+    (warning,) = report.warnings
+    assert warning == outcome.warning
+    assert warning.startswith(ORACLE_MISSING)
+    assert "changed to: maps = scale(gradient)" in warning
+
+
+def test_relations_that_notice_every_change_are_no_warning(method_file: Path) -> None:
+    determined = "class Is(Relation):\n" + (
+        '    """Twice the gradient, summed over the channels."""\n\n    kind: Literal["is"] = "is"\n\n'
+        "    def check(self, calls):\n"
+        "        names = ('images', 'target')\n"
+        "        gradient = input_gradient(calls.model, *(calls.inputs[name] for name in names))\n"
+        "        torch.testing.assert_close(calls.result.maps, 2 * gradient.sum(1))\n\n\n@method("
+    )
+    source = RELATIONS_ONLY.replace('LinearIn("target")', "Is()").replace("@method(", determined)
+    source = source.replace("import Equivariant, LinearIn, size", "import Equivariant, Relation, size")
+    source = source.replace("import torch\n", "from typing import Literal\n\nimport torch\n", 1)
+    report = arithmetic_report(source, method_file)
+    assert [outcome.verdict for outcome in report.outcomes] == ["passed"], str(report)
+    assert not report.warnings
+
+
+def test_oracle_that_fails_is_not_examined(method_file: Path) -> None:
+    report = arithmetic_report(WEAK.replace("FACTOR = 2.0", "FACTOR = 3.0"), method_file, "oracle")
+    names = {bound.check.name for bound in bound_checks("saliency") if bound.check.name.startswith("oracle_")}
+    verdicts = {outcome.check: outcome.verdict for outcome in report.outcomes}
+    assert verdicts == {"oracle": "failed", "arithmetic_is_tested": "skipped"}
+    outcomes = arithmetic_report(
+        WEAK.replace("FACTOR = 2.0", "FACTOR = 3.0"), method_file, *(names - {"oracle_has_no_side_effects"})
+    ).outcomes
+    reasons = {outcome.reason for outcome in [*outcomes, report.outcomes[1]]}
+    assert reasons == {"the oracle fails on the unchanged method (oracle)"}
+    # The failure leads to the line of the comparison.
+    hint = report.outcomes[0].hint
+    line = int(hint.rpartition(" ")[2])
+    assert "assert_close" in method_file.read_text().splitlines()[line - 1]
 
 
 def test_tested_arithmetic_is_no_check_of_the_quick_profile() -> None:

@@ -542,6 +542,32 @@ def other_classes_only(wrong: bool) -> Callable[..., Any]:
     return smooth_labels
 
 
+@caught_by("smoothed_labels_have_the_usual_loss", **TRAINING)
+def other_classes_only_by_amount(wrong: bool) -> Callable[..., Any]:
+    """The share has a name of its own, and a parameter before it contains "eps"."""
+
+    def smooth_labels(
+        model: Model,
+        dataset: Dataset,
+        *,
+        steps: Count = 2,
+        batch: Count = 2,
+        amount: Annotated[float, Field(ge=0, le=1, description="share of the uniform distribution")] = 0.1,
+        seed: Seed = None,
+    ) -> TrainedModel:
+        """Label smoothing: a model that is fine-tuned on labels mixed with the uniform distribution."""
+        read = label_reader(model, dataset)
+
+        def loss(trained: Model, images: Tensor, indices: Any) -> Tensor:
+            logits, labels = trained(images), read(indices)
+            share = amount * logits.shape[1] / (logits.shape[1] - 1) if wrong else amount
+            return F.cross_entropy(logits, labels, label_smoothing=min(share, 1), reduction="none")
+
+        return _trained(model, dataset, loss, steps, batch, seed)
+
+    return smooth_labels
+
+
 @caught_by("labels_are_mixed_as_the_images", **TRAINING)
 def swapped_shares(wrong: bool) -> Callable[..., Any]:
     def mixup(

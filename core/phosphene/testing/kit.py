@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import itertools
 import json
 import textwrap
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,8 +21,9 @@ from ..errors import UnknownName
 from ..graceful_stop import Terminated
 from ..registry.lookup import methods
 from .cases import Case, drawn_cases, fixed_cases
-from .checks import ARITHMETIC_UNTESTED, Check, checks_of
+from .checks import ARITHMETIC_UNTESTED, ORACLE_MISSING, Check, UntestedError, checks_of
 from .observation import Observation, Observations, observe
+from .reproduction import case_code, crash_of, location, method_import
 
 if TYPE_CHECKING:
     from ..registry.method import Method
@@ -73,6 +74,8 @@ class Outcome(BaseModel):
     example: str = ""
     #: The likely cause in the method.
     hint: str = ""
+    #: What a check that is skipped could not test, where the author should know.
+    warning: str = ""
     seconds: float = 0.0
 
     def __str__(self) -> str:
@@ -94,6 +97,7 @@ class Report(BaseModel):
     outcomes: list[Outcome]
     #: Whether the method has an oracle or declares a relation.
     arithmetic_tested: bool = True
+    has_oracle: bool = True
 
     @property
     def failures(self) -> list[Outcome]:
@@ -108,7 +112,14 @@ class Report(BaseModel):
     @property
     def warnings(self) -> list[str]:
         """What the checks could not test."""
-        return [] if self.arithmetic_tested else [ARITHMETIC_UNTESTED]
+        if not self.arithmetic_tested:
+            return [ARITHMETIC_UNTESTED]
+        warnings = [outcome.warning for outcome in self.outcomes if outcome.warning]
+        # Without an oracle relations are enough where they notice every change of the method.
+        passed = {outcome.check for outcome in self.outcomes if outcome.verdict == "passed"}
+        if not warnings and not self.has_oracle and "arithmetic_is_tested" not in passed:
+            return [f"{ORACLE_MISSING}; --profile ci names the lines that the relations do not test"]
+        return warnings
 
     def __str__(self) -> str:
         counts = {v: sum(o.verdict == v for o in self.outcomes) for v in ("passed", "failed", "skipped")}
@@ -149,6 +160,7 @@ def check_method(
         profile=profile,
         outcomes=outcomes,
         arithmetic_tested=tested.spec.oracle is not None or bool(tested.spec.relations),
+        has_oracle=tested.spec.oracle is not None,
     )
 
 
@@ -192,6 +204,10 @@ class Examination:
     drawn: dict[int, list[Case]] = field(default_factory=dict, repr=False)
     #: The cases that passed the checks which run them, by check, and whether the method accepted them.
     passed: dict[tuple[str, Case], bool] = field(default_factory=dict, repr=False)
+    #: The outcomes of checks that others require, by name.
+    _required: dict[str, Outcome] = field(default_factory=dict, init=False, repr=False)
+    #: The error that the method raises in the check "answers": its type, and the line of the method's file.
+    _crash: tuple[str, str] | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.profile not in PROFILES:
@@ -202,15 +218,21 @@ class Examination:
 
     def outcome(self, check: Check) -> Outcome:
         """Run one check on all cases of the profile."""
+        return self._required.get(check.name) or self._run(check)
+
+    def _run(self, check: Check) -> Outcome:
         outcome = Outcome(check=check.name, promise=check.promise, hint=check.hint, verdict="passed")
-        reason = check.reason_to_skip(self.method)
+        reason = check.reason_to_skip(self.method) or self._unmet_requirement(check)
         if reason is not None:
             return outcome.model_copy(update={"verdict": "skipped", "reason": reason})
         clock = time.perf_counter()
         try:
             failure = self._first_failure(check, outcome)
         except SkipTest as undecided:
-            return outcome.model_copy(update={"verdict": "skipped", "reason": str(undecided)})
+            warning = undecided.warning if isinstance(undecided, UntestedError) else ""
+            seconds = round(time.perf_counter() - clock, 3)
+            skipped = {"verdict": "skipped", "reason": str(undecided), "warning": warning, "seconds": seconds}
+            return outcome.model_copy(update=skipped)
         if failure is None and outcome.refused == outcome.cases > 0:
             reason = f"it refused all of {outcome.cases} cases: {self._refusals()}"
             if check.name != "answers":
@@ -218,14 +240,33 @@ class Examination:
             failure = None, AssertionError(reason)
         if failure is not None:
             case, error = failure
+            crash = crash_of(self.method, error)
+            if crash is not None and crash == self._crash and check.name != "answers":
+                reason = 'it raises the error of the check "answers"'
+                return outcome.model_copy(update={"verdict": "skipped", "reason": reason})
             if case is not None:
                 case, error = self._smallest(check, case, error)
+            if check.name == "answers":
+                self._crash = crash_of(self.method, error)
             outcome.verdict = "failed"
             outcome.reason = str(error) or repr(error)
             outcome.example = _example(self.method, check, case)
-            outcome.hint = f"{check.hint}\n  {_location(self.method)}"
+            function = self.method.spec.oracle if check.name.startswith("oracle") else None
+            outcome.hint = f"{check.hint}\n  {location(function or self.method, error)}"
         outcome.seconds = round(time.perf_counter() - clock, 3)
         return outcome
+
+    def _unmet_requirement(self, check: Check) -> str | None:
+        """Why a check says nothing: another one fails, whose failure would show in it."""
+        for kind, reason in check.requires.items():
+            for other in checks_of(self.method):
+                if other.name.partition("(")[0] != kind:
+                    continue
+                if other.name not in self._required:
+                    self._required[other.name] = self._run(other)
+                if self._required[other.name].verdict == "failed":
+                    return f"{reason} ({other.name})"
+        return None
 
     def _first_failure(self, check: Check, outcome: Outcome) -> tuple[Case | None, AssertionError] | None:
         profile = PROFILES[self.profile]
@@ -348,26 +389,16 @@ class Examination:
 
 
 def _example(method: AnyMethod, check: Check, case: Case | None) -> str:
-    function, name = inspect.unwrap(method), json.dumps(check.name, ensure_ascii=False)
-    if method.distribution == "unregistered":
-        origin = f"from {function.__module__} import {method.spec.short_name} as method"
-    else:
-        origin = f'from phosphene import methods\n\nmethod = methods["{method.spec.name}"]'
+    name, origin = json.dumps(check.name, ensure_ascii=False), method_import(method)
     if case is None and check.on == "method":
         return f"from phosphene.testing import check\n{origin}\n\ncheck(method, {name})"
     if case is None:  # a failure of all cases together
         call = f"assert check_method(method, only=[{name}]).ok"
         return f"from phosphene.testing import check_method\n{origin}\n\n{call}"
     return (
-        f"from phosphene.testing import Case, check\n{origin}\n\ncase = {case!r}\n"
+        f"from phosphene.testing import Case, check\n{origin}\n\n{case_code(method, case)}\n"
         f"check(method, {name}, case)\n# the call alone: case.run(method)"
     )
-
-
-def _location(method: AnyMethod) -> str:
-    function = inspect.unwrap(method)
-    code = getattr(function, "__code__", None)
-    return f"{code.co_filename}, line {code.co_firstlineno}" if code else function.__module__
 
 
 def parametrize_with_checks(
@@ -411,6 +442,8 @@ class BoundCheck:
 
     def __call__(self) -> None:
         outcome = self.examination.outcome(self.check)
+        if outcome.warning:
+            warnings.warn(f"{self.examination.method.spec.name}: {outcome.warning}", stacklevel=2)
         if outcome.verdict == "skipped":
             raise SkipTest(outcome.reason)
         if outcome.verdict == "failed":

@@ -119,7 +119,8 @@ def _affordable(request: Mapping[str, Any], baseline: Mapping[str, Any]) -> int:
     count, limit = len(request["mutants"]), request["cpu"]
     if limit is None:
         return count
-    mutant = 0.05 + baseline["oracle_cpu"] + baseline["rest_cpu"] / 3
+    # Without an oracle nothing notices a change before the rest.
+    mutant = 0.05 + baseline["oracle_cpu"] + baseline["rest_cpu"] / (3 if baseline["has_oracle"] else 1)
     if count * mutant <= limit:
         return count
     return next((step for step in STEPS if step * mutant <= limit), 0)
@@ -202,6 +203,7 @@ class Tests:
         return {
             "failing": failing,
             "plan": plan,
+            "has_oracle": any(method.spec.oracle is not None for method in self.methods),
             "first_cpu": first_cpu,
             "oracle_cpu": oracle_cpu,
             "rest_cpu": rest_cpu + results_cpu,
@@ -215,7 +217,7 @@ class Tests:
         when they are computed again; and the CPU time of one run of each.
         """
         method, results, cpu = self.methods[0], [], 0.0
-        for index in range(-1, len(_compared_cases(method))):
+        for index in range(-1, len(compared_cases(method))):
             rows, before = self._results(index), time.process_time()
             again = self._results(index)
             cpu += time.process_time() - before
@@ -237,7 +239,7 @@ class Tests:
         (method,) = self.methods
         try:
             if index >= 0:
-                case = _compared_cases(method)[index]
+                case = compared_cases(method)[index]
                 return [projections(case.run(method, case.model(recorded=False)))]
             with record_calls(method):
                 _run_oracle(method)
@@ -256,16 +258,14 @@ class Tests:
                 for number in passing:
                     if failure := self._failure_on(index, number):
                         return {"test": _checks(method)[number].name, "message": failure, "crashed": False}
-                case = "the oracle" if index < 0 else repr(_compared_cases(method)[index])
+                case = "the oracle" if index < 0 else repr(compared_cases(method)[index])
                 return {"test": None, "changed": case}
         return {"test": None}
 
     def _failure_on(self, index: int, number: int) -> str | None:
         """The message of a check of a single run that fails on a compared case; None if it passes."""
         method = self.methods[0]
-        return _failure(
-            method, _checks(method)[number], _compared_cases(method)[index], self._observations[0]
-        )
+        return _failure(method, _checks(method)[number], compared_cases(method)[index], self._observations[0])
 
     def first_failure(self) -> dict[str, Any]:
         """The first test that fails, by name and message; ``{"test": None}`` if the mutant survives."""
@@ -342,7 +342,7 @@ def _cases(method: AnyMethod) -> list[Case]:
 
 
 @functools.cache
-def _compared_cases(method: AnyMethod) -> list[Case]:
+def compared_cases(method: AnyMethod) -> list[Case]:
     """Two networks, an odd size, and choices of parameters; the others for methods that refuse these."""
     every = fixed_cases(method, all_pairs=False)
     first = [Case(), Case("functional", "noise"), Case(pictures="noise", count=3, size=(21, 27))]

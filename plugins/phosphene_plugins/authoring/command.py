@@ -55,6 +55,9 @@ def check(
     jobs: Annotated[
         int | None, typer.Option(min=1, help="With --mutate: processes at once. Default: the CPUs.")
     ] = None,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="Also print the checks that are skipped, with the reasons.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the reports as JSON.")] = False,
 ) -> None:
     """Run the conformance checks of a method; exit code 1 if one fails."""
@@ -83,11 +86,14 @@ def check(
             chosen = [name for name in names if name in only]
             if only and not chosen:
                 continue
-            table = _CheckTable(console, names)
+            # A check named by --only is printed in any case.
+            table = _CheckTable(console, names, hides_skipped=not verbose and not only)
             if not as_json:
                 table.print_header(method, profile)
             report = (lambda outcome: None) if as_json else table.print_row
             reports.append(check_method(method, profile=profile, only=chosen, on_outcome=report))
+            if not as_json:
+                table.print_hidden()
     if as_json:
         print(
             json.dumps([report.model_dump(mode="json") for report in reports], indent=2, ensure_ascii=False)
@@ -131,10 +137,15 @@ def _print_mutation_scores(
 
 
 class _CheckTable:
-    """The table of one method's checks, printed row by row as they finish."""
+    """The table of one method's checks, printed row by row as they finish.
 
-    def __init__(self, console: Console, names: Sequence[str]) -> None:
+    ``hides_skipped``: without checks that are skipped, except those from which the author exempts the method.
+    """
+
+    def __init__(self, console: Console, names: Sequence[str], *, hides_skipped: bool) -> None:
         self.console = console
+        self.hides_skipped = hides_skipped
+        self.hidden = 0
         self.check = min(console.width // 3, max(map(len, names)))
         self.promise = max(20, min(105, console.width - self.check - 34))
 
@@ -148,12 +159,24 @@ class _CheckTable:
         )
 
     def print_row(self, outcome: Outcome) -> None:
+        is_exempt = outcome.reason.startswith("exempt: ")
+        if self.hides_skipped and outcome.verdict == "skipped" and not is_exempt:
+            self.hidden += 1
+            return
         promise = Text(outcome.promise, no_wrap=True, overflow="ellipsis")
         if outcome.verdict == "skipped":
             promise = Text(f"not tested: {outcome.reason}", "dim")
         counts = (outcome.cases or "", outcome.refused or "", f"{outcome.seconds:.1f}")
         verdict = Text(outcome.verdict, _COLORS[outcome.verdict])
         self._write(verdict, Text(outcome.check), promise, *(Text(str(count)) for count in counts))
+
+    def print_hidden(self) -> None:
+        if self.hidden:
+            word = "checks do" if self.hidden > 1 else "check does"
+            text = (
+                f"{self.hidden} {word} not apply to this method or cannot decide: --verbose lists the reasons"
+            )
+            self.console.print(Text(text, "dim"))
 
     def _write(self, *cells: Text) -> None:
         table = Table.grid(padding=(0, 2, 0, 0))
@@ -173,7 +196,8 @@ def _print_summary(console: Console, reports: Sequence[Report], seconds: float) 
             console.print("", Text(f"{report.method} ({report.distribution})", "bold cyan"), sep="\n")
             console.print(Text(str(failure)), soft_wrap=True)
         for warning in report.warnings:
-            console.print("", Text(f"WARNING {report.method}: {warning}", "bold yellow"), sep="\n")
+            console.print()
+            console.print(Text(f"WARNING {report.method}: {warning}", "bold yellow"), soft_wrap=True)
     verdicts = [outcome.verdict for report in reports for outcome in report.outcomes]
     counts = [
         Text(f"{verdicts.count(word)} {word}", color) for word, color in _COLORS.items() if word in verdicts
@@ -210,7 +234,8 @@ def new(
     print(
         f"{folder} contains a working method. Next:",
         f"  cd {shlex.quote(str(folder))}",
-        f"  # write your method between the two comments in {source}",
+        f"  # write your method between the marks in {source}",
+        "  # and change what it declares: oracle, promises, parameters, docstring, references",
         "  pip install -e '.[test]'",
         "  pytest",
         f"  phosphene run {method}",

@@ -7,7 +7,7 @@ from . import refusals, work, arithmetic, attacks, training, synthesis, relation
 from . import folds, features, claims, dataset_claims, dataset_order, images, resumption  # isort: skip
 from . import diffusion, family_relations, known_numbers, random_draws, second_opinion  # isort: skip
 from . import tested_arithmetic  # isort: skip
-from .base import ARITHMETIC_UNTESTED, CHECKS, Check
+from .base import ARITHMETIC_UNTESTED, CHECKS, ORACLE_MISSING, Check, UntestedError
 from .choices import CHOICES_DIFFER
 from .declared import checks_of
 
@@ -15,7 +15,9 @@ __all__ = [
     "ARITHMETIC_UNTESTED",
     "CHECKS",
     "CHOICES_DIFFER",
+    "ORACLE_MISSING",
     "Check",
+    "UntestedError",
     "arithmetic",
     "attacks",
     "checks_of",

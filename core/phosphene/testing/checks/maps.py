@@ -17,7 +17,7 @@ from ...results import AdversarialExamples
 from ..cases import Case, properties_of
 from ..observation import mean_rank_correlation
 from ..symmetric_networks import relation_network
-from .base import register_check, result_of
+from .base import MAP_PER_PIXEL, register_check, result_of
 from .relations import RelationCalls, maps_images_of_a_model, prose_of, text_of
 
 if TYPE_CHECKING:
@@ -70,7 +70,8 @@ def independent_of_the_channel_order(method: AnyMethod) -> None:
     order = [2, 0, 1]
 
     def compare(calls: RelationCalls, images: str) -> None:
-        inputs = {images: calls.inputs[images][:, order]}
+        # Of a data set as well, with whose colors the images' may be replaced.
+        inputs = calls.transformed(lambda values: values[:, order] if values.ndim == 4 else values)
         reordered = calls(inputs=inputs, model=_with_channels(calls.network, order)).maps
         correlation = mean_rank_correlation(calls.result.maps, reordered)
         assert correlation > 0.9, (
@@ -123,6 +124,7 @@ _STRIDED_SIZE, _DOTS = (96, 128), ((32, 48), (64, 96), (48, 16))
     "unit_centers from phosphene",
     lambda method: maps_images_of_a_model(method) or (method.seed and "it draws random numbers"),
     exemptible=True,
+    requires=MAP_PER_PIXEL,
 )
 def lies_where_the_units_are_centered(method: AnyMethod) -> None:
     for y, x in _DOTS:
@@ -276,6 +278,7 @@ def _covered_sizes(method: AnyMethod) -> tuple[tuple[tuple[int, int], ...], ...]
     "loops over windows that end before the border, or run over one side for both",
     maps_images_of_a_model,
     exemptible=True,
+    requires=MAP_PER_PIXEL,
 )
 def covers_the_image(method: AnyMethod) -> None:
     for sizes in _covered_sizes(method):

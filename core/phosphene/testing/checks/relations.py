@@ -36,7 +36,7 @@ from ..symmetric_networks import (
 if TYPE_CHECKING:
     from .base import AnyMethod
 
-from .base import Check, register_check
+from .base import MAP_PER_PIXEL, Check, register_check
 
 #: Parameters whose names contain one of these words determine the start of a path to the image.
 _BASELINE_WORDS = ("baseline", "reference")
@@ -221,6 +221,7 @@ def relation_check(relation: Relation) -> Check:
         hint=f"the spec declares {type(relation).__name__}: correct the arithmetic, or the declaration",
         on="method",
         function=check_relation,
+        requires=MAP_PER_PIXEL if relation.kind in ("equivariant", "localizes") else {},
     )
 
 
@@ -287,6 +288,7 @@ def _declares(method: AnyMethod, kind: str) -> str | None:
     "a map that is transposed, flipped, shuffled, negated or of another image; (h, w) swapped in a reshape",
     lambda method: maps_images_of_a_model(method) or _declares(method, "localizes"),
     exemptible=True,
+    requires=MAP_PER_PIXEL,
 )
 def localizes(method: AnyMethod) -> None:
     params = method.validate(_arguments(method))
@@ -333,6 +335,7 @@ def prose_in_one_line(method: AnyMethod) -> str:
     "the axes of the map: (h, w) swapped, reversed or shifted",
     lambda method: maps_images_of_a_model(method) or _declares(method, "equivariant"),
     exemptible=True,
+    requires=MAP_PER_PIXEL,
 )
 def equivariant(method: AnyMethod) -> None:
     tested = 0

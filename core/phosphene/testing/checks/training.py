@@ -192,7 +192,11 @@ def _trains_on_labels(method: AnyMethod, pattern: str, otherwise: str) -> str | 
 )
 def smoothed_labels_have_the_usual_loss(method: AnyMethod) -> None:
     properties = properties_of(method.spec.params_schema)
-    name = next((n for n in properties if re.search(r"eps|smooth|alpha", n)), None)
+    # A share of the labels, whatever its name: "steps" contains "eps".
+    largest = {n: min(s.get("maximum", 2), s.get("exclusiveMaximum", 2)) for n, s in properties.items()}
+    shares = [n for n, s in properties.items() if s.get("type") == "number" and largest[n] <= 1]
+    named = [n for n in shares if re.search(r"eps|smooth|alpha", n)]
+    name = (named or shares)[0] if len(shares) == 1 or named else None
     if name is None or re.search(r"k ?[-−] ?1\b|other classes", prose_of(method)):
         raise SkipTest("its text has another distribution of labels, or no share")
     # Without batch norm, whose statistics of a batch in training are others.
