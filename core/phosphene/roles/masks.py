@@ -12,7 +12,7 @@ from ..data.bundled import SceneDataset
 from ..errors import InputError
 from ..images.decode import array_masks
 from ..spec.spec import Role
-from .base import InputContext, InputRole, check_dense
+from .base import InputContext, InputRole, SampleRequest, check_dense
 from .images import read_images
 
 #: The object in each image, bool (N, H, W), or None without masks. Default of ``run``: the ground
@@ -52,6 +52,19 @@ class MasksRole(InputRole):
         if tuple(value.shape) != expected:
             raise InputError(f"masks must have the images' shape {expected}, not {tuple(value.shape)}")
         return value.to(images.device)
+
+    def sample(self, request: SampleRequest) -> Tensor | None:
+        return box_masks(request.count, request.size) if request.required else None
+
+
+def box_masks(count: int, size: tuple[int, int]) -> Tensor:
+    """Masks (N, H, W) bool of objects: a centered box in each image, each of another size."""
+    height, width = size
+    masks = torch.zeros(count, height, width, dtype=torch.bool)
+    for n, mask in enumerate(masks):
+        top, left = (side * (n + 1) // (3 * count) for side in size)
+        mask[top : height - top, left : width - left] = True
+    return masks
 
 
 MASKS = MasksRole()
