@@ -116,6 +116,23 @@ def test_every_template_passes_the_checks(
 
 
 @pytest.mark.parametrize(
+    "template",
+    [
+        pytest.param(name, marks=[] if name == "attribution" else pytest.mark.nightly)
+        for name in METHOD_TEMPLATES
+    ],
+)
+def test_no_change_of_a_template_is_unnoticed(
+    tmp_path: Path, template: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_project("gradient_entropy", template=template, into=tmp_path)
+    file = folder / "src" / "phosphene_gradient_entropy" / "__init__.py"
+    assert phosphene("check", str(file), "--mutate") == 0
+    output = capsys.readouterr().out
+    assert " 0 survive" in output, output
+
+
+@pytest.mark.parametrize(
     ("family", "template"),
     [("embeddings", "dataset"), ("defenses", "training"), ("attacks", "attacks"), ("style", "attribution")],
 )

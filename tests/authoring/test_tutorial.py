@@ -105,7 +105,7 @@ def test_tutorial_commands(tmp_path: Path) -> None:
             write_between_the_marks(author.folder / METHOD, oracle_lines, "oracle")
         if block.language == "sh":
             outputs |= {line: author.do(SHORTER.get(line, line)) for line in block.text.splitlines()}
-    assert "Successfully installed phosphene-gradient-entropy-0.1.0" in outputs["pip install -e ."]
+    assert "Successfully installed phosphene-gradient-entropy-0.1.0" in outputs["pip install -e '.[test]'"]
     assert re.search(r"\d\d passed", outputs["pytest"])
     assert "failed" not in outputs["pytest"]
     checked = outputs["phosphene check gradient_entropy"]
@@ -125,7 +125,11 @@ def test_tutorial_commands(tmp_path: Path) -> None:
 
 def test_tutorial_second_part(tmp_path: Path) -> None:
     author = Author(tmp_path)
-    for line in ("phosphene new gradient_entropy", "cd phosphene-gradient-entropy", "pip install -e ."):
+    for line in (
+        "phosphene new gradient_entropy",
+        "cd phosphene-gradient-entropy",
+        "pip install -e '.[test]'",
+    ):
         author.do(line)
     five_lines, _, complete_file, *_ = PYTHON
     file = author.folder / METHOD

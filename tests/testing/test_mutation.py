@@ -172,6 +172,7 @@ def test_oracle_kills_mutants_that_it_sees_and_no_others(method_file: Path) -> N
     # A survivor is printed as a diff with its file and line.
     text = str(report)
     assert f"{method_file}" in text
+    assert text.startswith("Each diff is a change of the code that no test notices")
     assert "+    return (brightest[:, 0] - 0.5).clamp(min=0) * 1.25" in text
     assert text.splitlines()[-1] == report.summary()
     assert report.model_dump(mode="json")["score"] == report.score

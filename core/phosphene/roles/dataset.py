@@ -17,7 +17,6 @@ from ..images.decode import read_image
 from ..spec.spec import Role
 from .base import InputContext, InputRole, SampleRequest
 from .images import bad_images, check_images
-from .masks import box_masks
 
 #: Many images, read in batches: a folder, a manifest, a torch data set, a tensor, the bundled scenes.
 Dataset: TypeAlias = Annotated[_Dataset, Role("dataset")]
@@ -62,13 +61,23 @@ class DatasetRole(InputRole):
         before = sum(isinstance(value, TensorDataset) for value in request.inputs.values()) * count
         images = request.draw(before + count, model.input_size[0])[before:].to(model.dtype)
         classes = [str(i % min(request.classes, model.class_count or 1)) for i in range(count)]
-        masks = box_masks(count, request.size)
+        masks = _box_masks(count, request.size)
         return TensorDataset(images, classes, masks, list(map(_sample_parts, images, masks)))
 
     def bad_values(self, good: _Dataset, context: InputContext) -> Iterator[tuple[str, Any]]:
         yield "an empty data set", TensorDataset(torch.zeros(0, 3, 32, 32))
         yield "a path", "somewhere"
         yield from bad_images(torch.rand(4, 3, 32, 32), dataclasses.replace(context, model=None))
+
+
+def _box_masks(count: int, size: tuple[int, int]) -> Tensor:
+    """Masks (N, H, W) bool of objects: a centered box in each image, each of another size."""
+    height, width = size
+    masks = torch.zeros(count, height, width, dtype=torch.bool)
+    for n, mask in enumerate(masks):
+        top, left = (side * (n + 1) // (3 * count) for side in size)
+        mask[top : height - top, left : width - left] = True
+    return masks
 
 
 def _sample_parts(image: Tensor, mask: Tensor) -> Parts:

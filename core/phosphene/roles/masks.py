@@ -54,17 +54,14 @@ class MasksRole(InputRole):
         return value.to(images.device)
 
     def sample(self, request: SampleRequest) -> Tensor | None:
-        return box_masks(request.count, request.size) if request.required else None
-
-
-def box_masks(count: int, size: tuple[int, int]) -> Tensor:
-    """Masks (N, H, W) bool of objects: a centered box in each image, each of another size."""
-    height, width = size
-    masks = torch.zeros(count, height, width, dtype=torch.bool)
-    for n, mask in enumerate(masks):
-        top, left = (side * (n + 1) // (3 * count) for side in size)
-        mask[top : height - top, left : width - left] = True
-    return masks
+        if not request.required:
+            return None
+        images: Tensor = request.inputs["images"]
+        _, _, height, width = images.shape
+        masks = torch.zeros(len(images), height, width, dtype=torch.bool, device=images.device)
+        for n, mask in enumerate(masks):  # of other sizes, without symmetry
+            mask[height // 4 : height // 2 + n % 4, width // 2 :] = True
+        return masks
 
 
 MASKS = MasksRole()

@@ -26,6 +26,13 @@ if TYPE_CHECKING:
 #: Seconds of CPU time that the tests of the unchanged method may take.
 BASELINE_SECONDS = 600
 
+#: What the report says above the diffs.
+SURVIVORS = (
+    "Each diff is a change of the code that no test notices: the oracle passes with it, as do invariants, "
+    "relations and checks.\nAdd a case to the oracle in which the line matters. If the change computes the "
+    "same, say why in a comment on the line\nor above it: # equivalent mutants: reason"
+)
+
 #: Which tests run on mutants: those of ``mutation_score``.
 MutationTests = Literal["all", "own", "oracle"]
 
@@ -90,6 +97,8 @@ class MutationReport(BaseModel):
 
     def __str__(self) -> str:
         parts = [f"{outcome.diff}\n" for outcome in self.survivors]
+        if parts:
+            parts.insert(0, f"{SURVIVORS}\n")
         explained = [o for o in self.outcomes if o.verdict == "explained"]
         parts += [f"{self.file}:{o.line}: explained: {o.message}" for o in explained]
         parts += [f"left out, since it fails without a mutant: {failure}" for failure in self.failing]

@@ -234,7 +234,8 @@ def new(
     print(
         f"{folder} contains a working method. Next:",
         f"  cd {shlex.quote(str(folder))}",
-        f"  # write your method between the two comments in {source}",
+        f"  # write your method between the marks in {source}",
+        "  # and change what it declares: oracle, promises, parameters, docstring, references",
         "  pip install -e '.[test]'",
         "  pytest",
         f"  phosphene run {method}",

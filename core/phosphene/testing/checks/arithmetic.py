@@ -37,6 +37,8 @@ SAME_MAP = 0.995
 WORK_ONLY = frozenset(
     ("batch_size", "chunk_size", "minibatch", "num_workers", "workers", "threads", "verbose", "progress")
 )
+#: Data sets that are tried before they count as ignored.
+MOST_DATASETS = 6
 #: Calls with other parameters that are tried before a parameter counts as ignored.
 MOST_TRIALS = 80
 
@@ -275,6 +277,43 @@ def images_matter(method: AnyMethod) -> None:
                 return
     what = "the maps have the same order of pixels" if is_attribution(method) else "the result is the same"
     assert not compared, f"{what} for other images, in {compared} of {compared} comparisons"
+
+
+def _reads_images_and_a_dataset(method: AnyMethod) -> str | None:
+    roles = {declared.role for declared in method.spec.inputs if declared.required}
+    return None if {"images", "dataset"} <= roles else "it does not take images and a data set"
+
+
+@register_check(
+    "method",
+    "Another data set returns another result for the same images.",
+    "what is computed from the data set; a cache by layer, name or size",
+    _reads_images_and_a_dataset,
+    exemptible=True,
+)
+def dataset_matters(method: AnyMethod) -> None:
+    names = [declared.name for declared in method.spec.inputs if declared.role == "dataset"]
+    compared = 0
+    for case in _dependence_cases():
+        model = case.model()
+        inputs = case.inputs(method, model)
+        for pictures in ("scenes", "binary", "noise"):
+            others = replace(case, pictures=pictures).inputs(method, model)
+            changed = inputs | {name: others[name] for name in names if others[name] is not None}
+            try:
+                first = method(**(inputs | case.arguments(method)))
+                second = method(**(changed | case.arguments(method)))
+            except PhospheneError:
+                continue
+            if pictures != case.pictures:
+                compared += 1
+                if not same_result(_without_copies(first), _without_copies(second)):
+                    return
+        if compared >= MOST_DATASETS:
+            break
+    assert not compared, (
+        f"the result is the same for another data set, in {compared} of {compared} comparisons"
+    )
 
 
 def _without_copies(result: Any) -> Any:

@@ -70,7 +70,8 @@ def independent_of_the_channel_order(method: AnyMethod) -> None:
     order = [2, 0, 1]
 
     def compare(calls: RelationCalls, images: str) -> None:
-        inputs = {images: calls.inputs[images][:, order]}
+        # Of a data set as well, with whose colors the images' may be replaced.
+        inputs = calls.transformed(lambda values: values[:, order] if values.ndim == 4 else values)
         reordered = calls(inputs=inputs, model=_with_channels(calls.network, order)).maps
         correlation = mean_rank_correlation(calls.result.maps, reordered)
         assert correlation > 0.9, (
