@@ -37,6 +37,8 @@ MOST_PASSES = 600
 LARGEST_SIDE = 96
 #: Images in the data set of a case.
 DATASET_SIZE = 6
+#: The roles of optional inputs that ``Case.optional`` passes.
+OPTIONAL_ROLES = ("other_model", "masks", "start", "guide")
 
 
 def make_images(kind: str, count: int, channels: int, size: tuple[int, int]) -> Tensor:
@@ -69,7 +71,8 @@ class Case:
 
     ``pictures``: the kind of images. ``size``: height and width; default: the network's. ``double``: in
     double precision, where differences are not rounding. ``precision``: "float16" or "bfloat16".
-    ``dataset``: how many images a data set has. ``second_model``: passed where it is optional, too.
+    ``dataset``: how many images a data set has. ``optional``: a second model, masks and images that may be
+    left out are passed, too.
     """
 
     network: str = "gap"
@@ -80,7 +83,7 @@ class Case:
     double: bool = False
     precision: str | None = None
     dataset: int = DATASET_SIZE
-    second_model: bool = False
+    optional: bool = False
     params: Mapping[str, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:
@@ -106,7 +109,7 @@ class Case:
         """Every input of the method."""
         inputs: dict[str, Any] = {}
         for declared in method.spec.inputs:
-            needed = declared.required or (declared.role == "other_model" and self.second_model)
+            needed = declared.required or (declared.role in OPTIONAL_ROLES and self.optional)
             request = replace(self.request(model, inputs), required=needed)
             inputs[declared.name] = ROLES[declared.role].sample(request)
         return inputs
@@ -140,7 +143,7 @@ class Case:
         """The same case with one property set to its default, the most informative first."""
         default = _DEFAULT
         properties = ("network", "pictures", "size", "target", "double", "precision", "dataset")
-        for name in (*properties, "second_model"):
+        for name in (*properties, "optional"):
             if getattr(self, name) != getattr(default, name):
                 yield replace(self, **{name: getattr(default, name)})
         for count in range(1, self.count):
@@ -238,6 +241,8 @@ def fixed_cases(method: Method[..., Any], *, all_pairs: bool) -> list[Case]:
             Case("functional", target="conv1[2]"),
             Case("double", target="conv1[2,3,5]"),
         ]
+    if any(declared.role in OPTIONAL_ROLES and not declared.required for declared in method.spec.inputs):
+        cases.append(Case(pictures="noise", optional=True))
     properties = properties_of(method.spec.params_schema)
     cases += [Case(params={n: choice}) for n, schema in properties.items() for choice in _choices(schema)]
     return list(dict.fromkeys(cases))

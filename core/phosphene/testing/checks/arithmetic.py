@@ -16,7 +16,7 @@ from ...errors import PhospheneError
 from ...results import Attribution, Result
 from ...roles import ROLES
 from ..candidates import candidate_values, larger_parameters
-from ..cases import Case, properties_of
+from ..cases import OPTIONAL_ROLES, Case, properties_of
 from ..networks import redraw_weights
 from ..observation import (
     Passes,
@@ -221,7 +221,7 @@ def _dependence_cases() -> Iterator[Case]:
     # With few images of a class, a distance that their covariance scales is the same for all images.
     yield Case(pictures="noise", dataset=23)
     # Without a second model, one that is compared with itself may have the same result for all weights.
-    yield Case(pictures="noise", second_model=True)
+    yield Case(pictures="noise", optional=True)
 
 
 @register_check(
@@ -516,8 +516,8 @@ def case_pairs(method: AnyMethod, name: str, schemas: Mapping[str, Any]) -> Iter
         bases += [Case("fragile", pictures, count=1) for pictures in ("noise", "scenes", "binary")]
     if method.spec.input("model"):  # it may concern attention
         bases.append(Case("heads", "noise"))
-    if method.spec.input("other_model"):
-        bases.append(Case(pictures="noise", second_model=True))
+    if any(declared.role in OPTIONAL_ROLES for declared in method.spec.inputs):
+        bases.append(Case(pictures="noise", optional=True))
 
     def values(of: str, base: Case) -> list[Any]:
         return candidate_values(method, of, schemas[of], base)

@@ -238,40 +238,51 @@ def attack_moves_the_loss(method: AnyMethod) -> None:
 
 @register_check(
     "method",
-    "Other labels return other adversarial examples.",
-    "the loss of the labels that were passed in, not of the predicted classes",
-    _no_labels,
+    "Other labels return another result, of targeted attacks too.",
+    "the labels that were passed in, not the predicted classes",
+    lambda method: (
+        None
+        if method.spec.input("labels") and method.spec.input("images")
+        else "it takes no labels of images"
+    ),
     exemptible=True,
 )
 def labels_matter(method: AnyMethod) -> None:
-    for params in ({}, {"targeted": True})[: 2 if "targeted" in method.spec.params.model_fields else 1]:
-        compared = _same_for_other_labels(method, params)
-        when = "".join(f" with {name}={value}" for name, value in params.items())
-        assert not compared, (
-            f"the adversarial examples were the same for other labels{when}, {compared} times"
-        )
+    for targeted in (False, True) if "targeted" in method.spec.params.model_fields else (None,):
+        params = {} if targeted is None else {"targeted": targeted}
+        compared = 0
+        for case in _trial_cases(method):
+            results = _results_of_labels(method, replace(case, params={**case.params, **params}))
+            compared += max(0, len(results) - 1)
+            if any(not _same_answer(results[0], result) for result in results[1:]):
+                break
+        else:
+            where = f" with targeted={targeted}" if targeted else ""
+            assert not compared, f"the result was the same for other labels{where}, {compared} times"
 
 
-def _same_for_other_labels(method: AnyMethod, params: Mapping[str, Any]) -> int:
-    """In how many comparisons other labels return the same adversarial examples; 0 if not in all."""
-    compared = 0
-    for case in _trial_cases(method):
-        case = replace(case, params=dict(case.params) | dict(params))
-        model = case.model()
-        images = case.inputs(method, model)[_images(method)]
-        order = logits_of(model, images).argsort(1, descending=True)
-        first = None
-        # The predicted class is no target: it is reached without a change.
-        for rank in (0, 1, -1) if not params else (1, 2, -1):
-            if (run := _attack(method, case, order[:, rank])) is None:
-                continue
-            if first is None:
-                first = run[0].adversarial
-                continue
-            compared += 1
-            if not torch.equal(first, run[0].adversarial):
-                return 0
-    return compared
+def _results_of_labels(method: AnyMethod, case: Case) -> list[Any]:
+    """Results with the predicted classes as labels, with the second and with the last ones."""
+    model = case.model()
+    order = logits_of(model, case.inputs(method, model)[_images(method)]).argsort(1, descending=True)
+    # An attack that is successful at once has no direction: its target is never the predicted class.
+    ranks = (1, -1) if case.params.get("targeted") else (0, 1, -1)
+    runs = [_attack(method, case, order[:, min(rank, order.shape[1] - 1)]) for rank in ranks]
+    return [run[0] for run in runs if run is not None]
+
+
+def _same_answer(first: Any, second: Any) -> bool:
+    """Whether two results are the same but for the labels that they repeat."""
+    if isinstance(first, AdversarialExamples):
+        return torch.equal(first.adversarial, second.adversarial)
+    fields = [(name, value) for name, value in first.fields() if name not in ("labels", "names_label")]
+    return all(_equal(value, getattr(second, name)) for name, value in fields)
+
+
+def _equal(first: Any, second: Any) -> bool:
+    if isinstance(first, Tensor) and isinstance(second, Tensor):
+        return torch.equal(first, second)
+    return isinstance(first, Tensor) is isinstance(second, Tensor) and repr(first) == repr(second)
 
 
 @register_check(

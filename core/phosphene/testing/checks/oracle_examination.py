@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from ...errors import PhospheneError
 from ...spec.relations import InvariantTo
-from ..cases import Case
+from ..cases import Case, properties_of
 from ..observation import input_tensors, tensors_in
 
 if TYPE_CHECKING:
@@ -64,6 +65,54 @@ def _is_independent_of_normalization(method: AnyMethod) -> bool:
         except (PhospheneError, AssertionError):
             return False
     return True
+
+
+@register_check(
+    "method",
+    "The oracle's calls differ in what a method can confuse: steps, parameters, sizes of content and style.",
+    "the oracle: call the method with several steps, with different values of such parameters, and with a "
+    "style of another size than the content",
+    _exempt("oracle_calls_are_varied"),
+    requires=ORACLE_PASSES,
+)
+def oracle_calls_are_varied(method: AnyMethod) -> None:
+    calls, schemas = recorded_calls(method), properties_of(method.spec.params_schema)
+    values = {
+        name: [call.params.get(name, schema.get("default")) for call in calls]
+        for name, schema in schemas.items()
+        if name != method.seed
+    }
+    problems = []
+    counted = method.spec.cost.names() if method.spec.cost else set()
+    for name, schema in schemas.items():
+        several = schema.get("type") == "integer" and schema.get("default", 1) > 1
+        if several and name in counted and all(value == 1 for value in values[name]):
+            problems.append(f"{name} is 1 in each call: what a second of them does is not tested")
+    numbers = [name for name in values if _is_number(schemas[name])]
+    for first, second in itertools.combinations(numbers, 2):
+        alike = _bounds(schemas[first]) == _bounds(schemas[second])
+        defaults = [schemas[name].get("default") for name in (first, second)]
+        if alike and defaults[0] == defaults[1] and values[first] == values[second]:
+            problems.append(f"{first} and {second} are equal in each call, which cannot tell them apart")
+    sizes = [_image_sizes(method, call) for call in calls]
+    if method.spec.input("styles") and all(len(set(of_call)) == 1 < len(of_call) for of_call in sizes):
+        problems.append("the style has the content's size in each call: either one may be the divisor")
+    assert not problems, "; ".join(problems)
+
+
+def _image_sizes(method: AnyMethod, call: OracleCall) -> list[tuple[int, ...]]:
+    """Height and width of content and styles."""
+    inputs = [call.inputs.get(i.name) for i in method.spec.inputs if i.role in ("images", "styles")]
+    return [tuple(value.shape[-2:]) for value in inputs if isinstance(value, Tensor)]
+
+
+def _is_number(schema: Mapping[str, Any]) -> bool:
+    return any(branch.get("type") in ("integer", "number") for branch in schema.get("anyOf", [schema]))
+
+
+def _bounds(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """What a parameter's schema says of its values, without the texts and the default."""
+    return {key: value for key, value in schema.items() if key not in ("title", "description", "default")}
 
 
 # --- spoiled results ---------------------------------------------------------------------------

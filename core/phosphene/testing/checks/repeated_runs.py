@@ -210,6 +210,42 @@ def _in_single_precision(method: AnyMethod) -> bool:
     return any(declared.role in _SINGLE_PRECISION for declared in method.spec.inputs)
 
 
+#: So many numbers of a result that float32 represents exactly are no coincidence in double precision.
+_MANY = 48
+
+
+@register_check(
+    "method",
+    "Images and networks in double precision have results that were computed in it.",
+    ".float(), a tensor made without dtype=images.dtype, or a library that computes in single precision",
+    lambda method: (
+        "it takes no images"
+        if not method.spec.input("images")
+        else "one of its networks stays in single precision"
+        if _in_single_precision(method)
+        else None
+    ),
+    exemptible=True,
+)
+def computed_in_double_precision(method: AnyMethod) -> None:
+    for network in ("gap", "functional", "tokens"):
+        case = Case(network, "noise", double=True)
+        if (run := run_case(method, case)) is None:
+            continue
+        result, inputs = run
+        copied = torch.cat([t.flatten().double() for t in input_tensors(inputs).values()])
+        for name, tensor in tensors_in(result):
+            if tensor.dtype != torch.float64 or name.startswith("inputs"):
+                continue
+            numbers = tensor[~torch.isin(tensor, copied.to(tensor.device))].unique()
+            # Sums and quotients of few bits, such as counts and levels, are exact in both.
+            numbers = numbers[(numbers * 2**12).frac() != 0]
+            assert len(numbers) < _MANY or bool((numbers != numbers.float().double()).any()), (
+                f"{name} is float64, but each of its {len(numbers)} different numbers is one of float32"
+            )
+        return
+
+
 def _assert_close(method: AnyMethod, actual: Any, expected: Any, what: str) -> None:
     tolerance = _ROUNDING if _in_single_precision(method) else {"rtol": 1e-6, "atol": 1e-8}
     try:

@@ -23,7 +23,7 @@ from ...models.batch_size import max_batch
 from ...results import AdversarialExamples, Attribution, Synthesis
 from ...roles import ROLES
 from ..cases import MOST_PASSES, Case, declared_cost, make_images, properties_of, sizes
-from ..networks import image_size, standardize_logits
+from ..networks import image_size, redraw_weights, standardize_logits
 from ..observation import (
     Observation,
     assert_same_result,
@@ -389,14 +389,25 @@ sys.path[:] = json.loads(sys.argv[1])
 import importlib
 from phosphene import methods
 from phosphene.testing import Case
-from phosphene.testing.checks.work import digest_of
+from phosphene.testing.checks.work import digest_of, run_other_calls
 module, name, case = sys.argv[2:]
 owner = importlib.import_module(module)
 from phosphene import Method
 method = getattr(owner, name, None)
 method = method if isinstance(method, Method) else methods[name]
-print(digest_of(eval(case, {"Case": Case}).run(method)))
+case = eval(case, {"Case": Case})
+run_other_calls(method, case)
+print(digest_of(case.run(method)))
 """
+
+
+def run_other_calls(method: AnyMethod, case: Case) -> None:
+    """Call with other images, then with other weights, of the same shapes."""
+    for pictures, seed in (("scenes", None), (case.pictures, 3)):
+        model = case.model()
+        if seed is not None:
+            redraw_weights(model.module, seed)
+        result_of(method, replace(case, pictures=pictures), model)
 
 
 def digest_of(result: Any) -> str:
@@ -412,8 +423,8 @@ def digest_of(result: Any) -> str:
 
 @register_check(
     "method",
-    "Another process with another hash seed returns the same bits.",
-    "the order of sets; hash(); state that an earlier call left",
+    "Another process with another hash seed, and other calls before, returns the same bits.",
+    "the order of sets; hash(); caches by name, layer or shape, whose values are those of an earlier call",
 )
 def same_in_another_process(method: AnyMethod) -> None:
     # Not the network that the other checks pass first: a cache across models would have its values.
@@ -432,4 +443,7 @@ def same_in_another_process(method: AnyMethod) -> None:
     )  # fmt: skip
     assert process.returncode == 0, f"in another process: {process.stderr.strip().splitlines()[-1:]}"
     digest = process.stdout.strip().splitlines()[-1]
-    assert digest == digest_of(case.run(method)), f"the result differs with PYTHONHASHSEED={seed}"
+    assert digest == digest_of(case.run(method)), (
+        f"the result differs in another process with PYTHONHASHSEED={seed}, after calls with other "
+        "images and weights"
+    )
