@@ -248,6 +248,16 @@ def fixed_cases(method: Method[..., Any], *, all_pairs: bool) -> list[Case]:
     return list(dict.fromkeys(cases))
 
 
+def compared_cases(method: Method[..., Any]) -> list[Case]:
+    """Cases in which the results of mutants are compared.
+
+    Two networks, an odd size, and choices of parameters; the others for methods that refuse these.
+    """
+    every = fixed_cases(method, all_pairs=False)
+    first = [Case(), Case("functional", "noise"), Case(pictures="noise", count=3, size=(21, 27))]
+    return list(dict.fromkeys([*first, *[case for case in every if case.params][:4], *every]))
+
+
 def drawn_cases(method: Method[..., Any]) -> st.SearchStrategy[Case]:
     """Cases drawn by hypothesis, parameters within the schema's bounds, edges included.
 

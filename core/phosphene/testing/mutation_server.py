@@ -25,7 +25,7 @@ from unittest import SkipTest
 
 import torch
 
-from .cases import Case, fixed_cases
+from .cases import Case, compared_cases, fixed_cases
 from .checks import CHECKS, CHOICES_DIFFER, checks_of
 from .checks.oracle_calls import record_calls, recorded_calls
 from .kit import run_check
@@ -342,13 +342,6 @@ def _cases(method: AnyMethod) -> list[Case]:
 
 
 @functools.cache
-def compared_cases(method: AnyMethod) -> list[Case]:
-    """Two networks, an odd size, and choices of parameters; the others for methods that refuse these."""
-    every = fixed_cases(method, all_pairs=False)
-    first = [Case(), Case("functional", "noise"), Case(pictures="noise", count=3, size=(21, 27))]
-    return list(dict.fromkeys([*first, *[case for case in every if case.params][:4], *every]))
-
-
 def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 

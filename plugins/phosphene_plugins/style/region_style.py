@@ -213,8 +213,8 @@ def region_style(
     """
     if masks is None and len(styles) > 1:
         raise InputError(
-            f"{len(styles)} styles need masks: the first style is for the region inside each image's mask, the "
-            "others for the region outside; without masks pass one style"
+            f"{len(styles)} styles need masks: the first style is for the region inside each image's mask, "
+            "the others for the region outside; without masks pass one style"
         )
     loss_network, content = StyleLoss(model, content_layer, style_layers, weights), shrink_to(images, size)
     height, width = content.shape[2:]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from unittest import SkipTest
 
 from ...errors import MissingExtra
+from ..cases import compared_cases
 from ..reproduction import LineFailure, case_code, method_import
 from .base import ARITHMETIC_UNTESTED, ORACLE_MISSING, ORACLE_PASSES, UntestedError, register_check
 
@@ -139,8 +140,6 @@ def _where(method: AnyMethod, outcome: MutantOutcome) -> str:
 
 def _comparison(method: AnyMethod, changed: str) -> str:
     """Python code that prints the result of a case, to run before and after a change."""
-    from ..mutation_server import compared_cases
-
     case = next(case for case in compared_cases(method) if repr(case) == changed)
     code = f"from phosphene.testing import Case\n{method_import(method)}\n\n{case_code(method, case)}\n"
     code += "print(dict(case.run(method).fields()))"
