@@ -53,4 +53,5 @@ def _bounds(metadata: Any, annotation: Any) -> Iterator[str]:
         if isinstance(constraint, FieldInfo):
             yield from _bounds(constraint.metadata, None)
     for part in get_args(annotation):
-        yield from _bounds(getattr(part, "__metadata__", ()), part)
+        if get_args(part):  # not a choice or a type without bounds
+            yield from _bounds(getattr(part, "__metadata__", ()), part)

@@ -31,7 +31,7 @@ class GuideRole(InputRole):
         return None if value is None else check_images(value, context)
 
     def sample(self, request: SampleRequest) -> Tensor | None:
-        return IMAGES.sample(request) if request.required else None
+        return IMAGES.sample(request)[:1] if request.required else None
 
 
 GUIDE = GuideRole()

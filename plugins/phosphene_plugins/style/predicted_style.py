@@ -50,7 +50,7 @@ def random_network() -> PredictedStyleNetwork:
     """A network in double precision whose styles differ."""
     with fork_random_state():
         torch.manual_seed(0)
-        network = PredictedStyleNetwork(width=2, blocks=1, predictor_width=2, bottleneck=3).double()
+        network = PredictedStyleNetwork(width=2, blocks=1, predictor_width=3, bottleneck=4).double()
         torch.nn.init.normal_(network.predictor.predict.weight)
         torch.nn.init.normal_(network.predictor.encode.weight)
         for name, parameter in network.transfer.named_parameters():
@@ -137,7 +137,7 @@ def training_steps_have_a_closed_form() -> None:
     styles = draw_images(3, 3, 10, 9, seed=1, dtype=torch.float32) ** 2
     data = TensorDataset(images.double()), TensorDataset(styles.double())
     last = 2**63 - 1  # the largest seed
-    options: Any = {"width": 2, "blocks": 1, "predictor_width": 2, "bottleneck": 3, "seed": last}
+    options: Any = {"width": 2, "blocks": 1, "predictor_width": 3, "bottleneck": 4, "seed": last}
     options |= {"content_layer": "1", "style_layers": ["1", "0"], "content_weight": 2, "style_weight": 5}
     options |= {"total_variation": 7, "steps": 2}
     sizes = []
@@ -148,7 +148,7 @@ def training_steps_have_a_closed_form() -> None:
     assert set(sizes) == {1}, "a batch is larger than the limit"
     with fork_random_state(), torch.no_grad():
         torch.manual_seed(last)
-        network = PredictedStyleNetwork(width=2, blocks=1, predictor_width=2, bottleneck=3).eval()
+        network = PredictedStyleNetwork(width=2, blocks=1, predictor_width=3, bottleneck=4).eval()
         order = torch.randperm(5, generator=torch.Generator().manual_seed(last))
         for step, rows in enumerate((order[:2], order[2:4])):
             which = torch.randint(3, (5,), generator=torch.Generator().manual_seed(last + step))

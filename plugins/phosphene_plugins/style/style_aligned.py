@@ -1,6 +1,7 @@
 """StyleAligned: images of several prompts that share self-attention with a reference, and so its style."""
 
 from functools import partial
+from itertools import pairwise
 from typing import Annotated, Any
 
 import torch
@@ -43,48 +44,62 @@ from .diffusion_style import TinyDenoiser
 
 
 def equals_attention_over_concatenated_tokens() -> None:
-    """One step: plain attention with [K_r; K] and [V_r; V], queries and keys normalized by hand."""
+    """One and two steps: plain attention with [K_r; K] and [V_r; V], queries and keys normalized by hand."""
     with fork_random_state():
         torch.manual_seed(0)
         denoiser = TinyDenoiser(torch.tensor([0.9, 0.6, 0.2])).double().requires_grad_(False)
     references = draw_images(2, 3, 5, 4, seed=0)
     padded = references[:, :, [*range(5), 4, 4, 4]]
-    (signal, level), (last_signal, last_level) = denoiser.levels(0), denoiser.levels(2)
     noise = torch.randn(2, 3, 8, 4, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
     call: Any = style_aligned
-    cases: tuple[tuple[Any, list[int], float], ...] = (
-        ({}, [1, 2], 1.0),
-        ({"layers": ["up_blocks.0"]}, [0], 1.0),
-        ({"guidance": 3.0, "style_prompt": "ink"}, [1, 2], 3.0),
+    cases: tuple[tuple[Any, list[int], float, list[int]], ...] = (
+        ({}, [1, 2], 1.0, [0, 2]),
+        ({}, [1, 2], 1.0, [0, 1, 2]),
+        ({"layers": ["up_blocks.0"]}, [0], 1.0, [0, 2]),
+        ({"guidance": 3.0, "style_prompt": "ink"}, [1, 2], 3.0, [0, 1, 2]),
     )
-    for options, shared, guidance in cases:
+
+    def move(x: Tensor, eps: Tensor, source: int, target: int) -> Tensor:
+        (signal, level), (new_signal, new_level) = denoiser.levels(source), denoiser.levels(target)
+        return new_signal * (x - level * eps) / signal + new_level * eps
+
+    for options, shared, guidance, times in cases:
         prompts = ["a", "bcd"]
-        result = call(references, denoiser, prompts=prompts, steps=1, seed=7, **options)
+        result = call(references, denoiser, prompts=prompts, steps=len(times) - 1, seed=7, **options)
         for n, reference in enumerate(padded.split(1)):
-            outputs: dict[str, Tensor] = {}
-            denoiser.prompted(options.get("style_prompt", ""))(2 * reference - 1, 2, outputs.setdefault)
+            recorded: dict[int, dict[str, Tensor]] = {t: {} for t in times}
+            z = 2 * reference - 1
+            for s, t in pairwise(times):
+                text = options.get("style_prompt", "")
+                z = move(z, denoiser.prompted(text)(z, t, recorded[t].setdefault), s, t)
             for p, prompt in enumerate(prompts):
                 x = noise[p : p + 1]
-                drawn = []
-                for text in ("", prompt):
-                    eps = denoiser.prompted(text).shift + sum(block(x) for block in denoiser.resnets)
-                    tokens = x.flatten(2).mT
-                    for number, block in enumerate(denoiser.up_blocks):
-                        q, k, v = (getattr(block, f"to_{part}")(tokens)[0] for part in "qkv")
-                        if number in shared:
-                            q_r, k_r, v_r = (outputs[f"up_blocks.{number}.to_{part}"][0] for part in "qkv")
-                            q, k = (
-                                (own - own.mean(0)) * other.std(0, correction=0) / own.std(0, correction=0)
-                                + other.mean(0)
-                                for own, other in ((q, q_r), (k, k_r))
-                            )
-                            k, v = torch.cat([k_r, k]), torch.cat([v_r, v])
-                        eps = eps + ((q @ k.T).softmax(1) @ v).T.view(1, 3, 8, 4)
-                    drawn.append(eps)
-                eps = drawn[0] + guidance * (drawn[1] - drawn[0])
-                x_0 = signal * (x - last_level * eps) / last_signal + level * eps
-                expected = (x_0[0, :, :5] + 1).div(2).clamp(0, 1)
-                assert (result.aligned[n, p] - expected).abs().max() < 1e-4, f"{options} {n} {p}"
+                for t, s in pairwise(times[::-1]):
+                    drawn = []
+                    for text in ("", prompt):
+                        eps = denoiser.prompted(text).shift + sum(block(x) for block in denoiser.resnets)
+                        tokens = x.flatten(2).mT
+                        for number, block in enumerate(denoiser.up_blocks):
+                            q, k, v = (getattr(block, f"to_{part}")(tokens)[0] for part in "qkv")
+                            if number in shared:
+                                q_r, k_r, v_r = (
+                                    recorded[t][f"up_blocks.{number}.to_{part}"][0] for part in "qkv"
+                                )
+                                q, k = (
+                                    (own - own.mean(0))
+                                    * other.std(0, correction=0)
+                                    / own.std(0, correction=0)
+                                    + other.mean(0)
+                                    for own, other in ((q, q_r), (k, k_r))
+                                )
+                                k, v = torch.cat([k_r, k]), torch.cat([v_r, v])
+                            eps = eps + ((q @ k.T).softmax(1) @ v).T.view(1, 3, 8, 4)
+                        drawn.append(eps)
+                    eps = drawn[0] + guidance * (drawn[1] - drawn[0])
+                    x = move(x, eps, t, s)
+                    if s == 0:
+                        expected = (x[0, :, :5] + 1).div(2).clamp(0, 1)
+                        assert (result.aligned[n, p] - expected).abs().max() < 1e-4, f"{options} {n} {p}"
     assert result.prompts == ("a", "bcd") and not torch.equal(result.plain, result.aligned)
 
 
