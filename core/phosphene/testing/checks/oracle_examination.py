@@ -92,8 +92,8 @@ def oracle_calls_are_varied(method: AnyMethod) -> None:
     # Those that no call sets have no value of the oracle's own.
     own = [name for name in numbers if any(value != schemas[name].get("default") for value in values[name])]
     for first, second in itertools.combinations(own, 2):
-        same_bounds = _bounds(schemas[first]) == _bounds(schemas[second])
-        if same_bounds and values[first] == values[second]:
+        same_kind = _without_text(schemas[first]) == _without_text(schemas[second])
+        if same_kind and values[first] == values[second]:
             problems.append(f"{first} and {second} are equal in each call, which cannot tell them apart")
     sizes = [_image_sizes(method, call) for call in calls]
     if method.spec.input("styles") and all(len(set(of_call)) == 1 < len(of_call) for of_call in sizes):
@@ -111,9 +111,9 @@ def _is_number(schema: Mapping[str, Any]) -> bool:
     return any(branch.get("type") in ("integer", "number") for branch in schema.get("anyOf", [schema]))
 
 
-def _bounds(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """What a parameter's schema says of its values, without the texts and the default."""
-    return {key: value for key, value in schema.items() if key not in ("title", "description", "default")}
+def _without_text(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """What a parameter's schema says of its values: type, bounds and default."""
+    return {key: value for key, value in schema.items() if key not in ("title", "description")}
 
 
 # --- spoiled results ---------------------------------------------------------------------------
