@@ -84,6 +84,9 @@ def two_templates_make_two_facets() -> None:
     torch.testing.assert_close(result.sources, torch.stack([images[c].mean(0) for c in clusters]))
     # Of each facet the four nearest to its center; with ``nearest=2`` the start is the mean of two.
     order = [c[(features[c] - features[c].mean(0)).norm(dim=1).argsort()] for c in clusters]
+    # Two images are equally far from their mean: they stay in their order.
+    pair = torch.tensor([[0.1, 0.7], [0.3, 0.2]], dtype=torch.float64)
+    assert _nearest_first(pair).tolist() == _nearest_first(pair.flip(0)).tolist() == [0, 1]
     examples = torch.cat([c[:4] for c in order])
     assert result.ids == tuple(map(str, examples.tolist())) and result.example_counts.tolist() == [4, 4]
     assert torch.equal(result.examples, images[examples])
@@ -240,8 +243,14 @@ def cluster_images(model: Model, images: Tensor, layer: str | None, k: int, seed
     labels, _, _ = k_means(features, k, (seed or 0) % 2**32)
     clusters = [(labels == label).nonzero()[:, 0] for label in labels.unique()]
     clusters.sort(key=len, reverse=True)
-    distances = [(features[c] - features[c].mean(0)).norm(dim=1) for c in clusters]
-    return [cluster[distance.argsort()] for cluster, distance in zip(clusters, distances, strict=True)]
+    return [cluster[_nearest_first(features[cluster])] for cluster in clusters]
+
+
+def _nearest_first(features: Tensor) -> Tensor:
+    """Indices by distance to the mean; images that are equally far up to rounding stay in their order."""
+    distances = (features - features.mean(0)).norm(dim=1)
+    fractions = distances / distances.max().clamp(min=torch.finfo(distances.dtype).tiny)
+    return (fractions * 1e5).round().argsort(stable=True)
 
 
 def dataset_scores(model: Model, dataset: Dataset, units: Sequence[Objective]) -> Tensor:
