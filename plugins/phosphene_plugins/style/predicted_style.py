@@ -121,7 +121,7 @@ def predicted_parameters_are_those_of_the_formula() -> None:
         raise AssertionError(f"images {tuple(unfit.shape)} are not refused")
     assert result.style == "100% of style 1"
     weights = [weight for name, weight in network.predictor.down.named_parameters() if "weight" in name]
-    assert [weight.shape[:2] for weight in weights] == [(2, 3), (4, 2), (8, 4)]
+    assert [weight.shape[:2] for weight in weights] == [(3, 3), (6, 3), (12, 6)]
     exported, inputs = stylizer.export_network()
     shapes = {name: values.shape for name, values in inputs.items()}
     # Of different sizes: torch.export takes equal ones to be equal always.
