@@ -54,8 +54,8 @@ def identity_features_are_scaled_by_normalised_steps() -> None:
     energy = (images / 0.5).square().mean((1, 2, 3))
     torch.testing.assert_close(result.scores[0], energy)
     # Two layers with the same features have twice the sum. Of three frames the second octave has two.
-    twice = deep_dream(model, images, layers=["0", "1"], octaves=2, steps=2, frames=3, lr=1e-9, jitter=0)
-    torch.testing.assert_close(twice.scores[2], 2 * energy)
+    twice = deep_dream(model, images, layers=["0", "1"], octaves=2, steps=4, frames=3, lr=1e-9, jitter=0)
+    torch.testing.assert_close(twice.scores[4], 2 * energy)
     assert twice.frames is not None and len(twice.frames) == 3 and twice.targets[0] == "0 + 1"
     # Guided by a red and a green pixel, each position adds to its larger channel: one of two, so sqrt(2) lr.
     guide = torch.zeros(1, 2, 8, 8, dtype=torch.float64)
@@ -68,13 +68,13 @@ def identity_features_are_scaled_by_normalised_steps() -> None:
     # A vector is one position: the product with the guide's vector grows along it.
     vector = deep_dream(model, images, guide, layers=["1"], octaves=1, steps=1, lr=0.01, jitter=0)
     torch.testing.assert_close(vector.images, images + 0.01 * guide / guide.square().mean().sqrt())
-    # A blur after the second of three steps.
+    # A blur after the third of four steps.
     blurred = images
-    for n in range(3):
+    for n in range(4):
         mean_square = blurred.square().mean((1, 2, 3), keepdim=True)
         blurred = (blurred + 0.01 * blurred / mean_square.sqrt()).clamp(0, 1)
-        blurred = gaussian_blur(blurred, 0.8) if n == 1 else blurred
-    smooth = deep_dream(model, images, layers=["0"], octaves=1, steps=3, blur_every=2, jitter=0)
+        blurred = gaussian_blur(blurred, 0.8) if n == 2 else blurred
+    smooth = deep_dream(model, images, layers=["0"], octaves=1, steps=4, blur_every=3, jitter=0)
     torch.testing.assert_close(smooth.images, blurred)
     zoomed = deep_dream(model, images, layers=["0"], octaves=1, steps=1, zoom=2)
     assert zoomed.frames is not None and len(zoomed.frames) == 3 and len(zoomed.scores) == 3
@@ -201,6 +201,7 @@ def deep_dream(
         objective = partial(guide_similarity, model, dream_layers, guide_features)
 
     def penalty(images: Tensor) -> Tensor:
+        # equivalent mutants: all channels have the same number of pixels
         return total_variation * optimize.total_variation(images) / images[0, 0].numel()
 
     def blur(images: Tensor, gradient: Tensor, step: int) -> Tensor:
@@ -215,6 +216,7 @@ def deep_dream(
             optimizer="normalized-sgd",
             # equivalent mutants: a penalty of weight 0 is 0
             regularizer=penalty if total_variation else None,
+            # equivalent mutants: a jitter of 0 moves nothing
             transform=partial(optimize.jitter, pixels=jitter) if jitter else None,
             after_step=blur if blur_every else None,
             frames=frames * (octave + 1) // octaves - frames * octave // octaves,
@@ -226,6 +228,7 @@ def deep_dream(
         detail = at_least_float32(torch.zeros_like(images))
         for octave, shape in enumerate(octave_sizes(images, octaves, octave_scale)):
             base = resize(images, shape)
+            # equivalent mutants: octaves only grow, where there is no aliasing
             detail = F.interpolate(detail, shape, mode="bilinear", antialias=True)
             stages.append(ascend(base + detail, octave))
             detail = stages[-1].images - base
