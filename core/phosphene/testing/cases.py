@@ -248,6 +248,7 @@ def fixed_cases(method: Method[..., Any], *, all_pairs: bool) -> list[Case]:
     return list(dict.fromkeys(cases))
 
 
+@functools.cache
 def compared_cases(method: Method[..., Any]) -> list[Case]:
     """Cases in which the results of mutants are compared.
 

@@ -341,7 +341,6 @@ def _cases(method: AnyMethod) -> list[Case]:
     return [*plain, *choices][:MOST_CASES]
 
 
-@functools.cache
 def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
